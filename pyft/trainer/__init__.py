@@ -1,0 +1,1 @@
+"""The training loop and what it needs: steps, logs, checkpoints, evaluation, signals. It knows neither transformers nor the data's origin."""
