@@ -1,0 +1,287 @@
+"""Every operation of `pyft.ops` once more in plain torch, and the rule by which the two are compared.
+
+For tests, benches and whoever wants to read what an operation means. Slow, stores everything (all logits,
+the whole dense weight, the dropout mask), differentiable by autograd, and as exact as the dtype it is given:
+called with float64 tensors it is the reference, with the operation's own dtype it is the error to expect.
+Nothing here is ever picked silently in place of a kernel.
+
+Shapes: T tokens, K in-features, N out-features, R rank, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyft.ops.nf4 import NF4Weight
+
+BLOCK_SIZE = 64
+NESTED_BLOCK_SIZE = 256
+
+# Quantiles of a standard normal scaled to [-1, 1], one of them exactly 0 (QLoRA, appendix E).
+NF4_CODEBOOK = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+
+
+@functools.cache
+def nested_codebook() -> Tensor:
+    """The 256 values an 8-bit absmax may take (Dettmers' signed dynamic map: 7 exponents, then fraction).
+
+    Returns:
+        Float32 [256], ascending.
+    """
+    values = [0.0, 1.0]
+    for exponent in range(7):
+        edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
+        means = (edges[:-1] + edges[1:]) / 2.0
+        scaled = (10 ** (exponent - 6)) * means
+        values += scaled.tolist() + (-scaled).tolist()
+    return torch.tensor(sorted(values), dtype=torch.float32)
+
+
+def _quantize_blocks(
+    flat: Tensor, codebook: Tensor, block_size: int, num_steps: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Nearest codebook entry of each value over its block's largest magnitude.
+
+    Args:
+        flat: float32 [n].
+        codebook: float32, ascending.
+        block_size: values that share one scale; the last block may be short.
+        num_steps: first round to this many equal steps over [-1, 1]; None for no rounding.
+
+    Returns:
+        Indices uint8 [n] and scales float32 [ceil(n / block_size)].
+    """
+    num_blocks = -(-flat.numel() // block_size)
+    padded = F.pad(flat, (0, num_blocks * block_size - flat.numel())).view(num_blocks, block_size)
+    absmax = padded.abs().amax(dim=1) if num_blocks else flat.new_zeros(0)
+    scaled = (padded * (1.0 / absmax.clamp(min=1e-38)).unsqueeze(1)).clamp(-1, 1)
+    if num_steps is not None:
+        scaled = (((scaled + 1) * 0.5) * num_steps + 0.5).floor() / num_steps * 2 - 1
+    middles = (codebook[:-1] + codebook[1:]) / 2
+    codes = torch.bucketize(scaled.reshape(-1)[: flat.numel()], middles, out_int32=True)
+    return codes.to(torch.uint8), absmax
+
+
+def quantize_absmax(absmax: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise scales to 8 bits, like bitsandbytes' CPU build through a table of 65536 steps over [-1, 1].
+
+    Args:
+        absmax: float32 [B].
+        offset: float32 scalar, subtracted first.
+
+    Returns:
+        absmax_codes uint8 [B] and nested_absmax float32 [ceil(B / 256)].
+    """
+    codebook = nested_codebook().to(absmax.device)
+    return _quantize_blocks(absmax - offset, codebook, NESTED_BLOCK_SIZE, num_steps=65535)
+
+
+def nf4_quantize(weight: Tensor, *, double_quant: bool = True) -> NF4Weight:
+    """Quantise a weight to NF4: code[i] = argmin_c |codebook[c] - w[i] / absmax[i // 64]|.
+
+    Args:
+        weight: [N, K], any float dtype; computed in float32, as the format is defined.
+        double_quant: store absmax - offset in 8 bits, in blocks of 256.
+
+    Returns:
+        The quantised weight.
+    """
+    codebook = torch.tensor(NF4_CODEBOOK, dtype=torch.float32, device=weight.device)
+    codes, absmax = _quantize_blocks(weight.detach().reshape(-1).float(), codebook, BLOCK_SIZE)
+    # bitsandbytes pads an odd last nibble with the code of 0.0
+    codes = F.pad(codes, (0, codes.numel() % 2), value=7)
+    packed = (codes[::2] << 4) | codes[1::2]
+    shape = (weight.shape[0], weight.shape[1])
+    if not double_quant:
+        return NF4Weight(packed, absmax, None, None, None, shape)
+    offset = absmax.double().mean().float() if absmax.numel() else absmax.new_zeros(())
+    absmax_codes, nested_absmax = quantize_absmax(absmax, offset)
+    return NF4Weight(packed, None, absmax_codes, nested_absmax, offset, shape)
+
+
+def nf4_dequantize(weight: NF4Weight, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rebuild the dense weight: w[i] = codebook[code[i]] * absmax[i // 64], in float32, then rounded to dtype.
+
+    Args:
+        weight: the quantised weight.
+        dtype: dtype of the result.
+
+    Returns:
+        [N, K] in `dtype`.
+    """
+    codebook = torch.tensor(NF4_CODEBOOK, dtype=torch.float32, device=weight.codes.device)
+    num_values = weight.shape[0] * weight.shape[1]
+    codes = torch.stack([weight.codes >> 4, weight.codes & 15], dim=1).reshape(-1)[:num_values].long()
+    absmax = weight.absmax
+    if absmax is None:
+        nested = nested_codebook().to(weight.codes.device)[weight.absmax_codes.long()]
+        scale = weight.nested_absmax.repeat_interleave(NESTED_BLOCK_SIZE)[: nested.numel()]
+        absmax = nested * scale + weight.offset
+    scales = absmax.repeat_interleave(BLOCK_SIZE)[:num_values]
+    return (codebook[codes] * scales).view(weight.shape).to(dtype)
+
+
+def _dense(weight: Tensor | NF4Weight, dtype: torch.dtype) -> Tensor:
+    return nf4_dequantize(weight, dtype) if isinstance(weight, NF4Weight) else weight.to(dtype)
+
+
+def nf4_linear(x: Tensor, weight: NF4Weight, bias: Tensor | None = None) -> Tensor:
+    """Multiply with a quantised weight: y = x W^T + bias, W rounded to x.dtype.
+
+    Args:
+        x: [..., K].
+        weight: [N, K], quantised.
+        bias: [N] or None.
+
+    Returns:
+        [..., N] in x.dtype.
+    """
+    return F.linear(x, _dense(weight, x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor | NF4Weight,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """A linear layer with a low-rank addition: y = x W^T + bias + scaling * drop(x) A^T B^T.
+
+    drop(x) = mask * x / (1 - dropout)
+
+    Args:
+        x: [..., K].
+        weight: [N, K], dense or NF4.
+        lora_A: [R, K].
+        lora_B: [N, R].
+        scaling: factor of the addition, alpha / R.
+        dropout: probability that an entry of x is dropped from the addition's input.
+        mask: [..., K], true where an entry is kept; None keeps all.
+        bias: [N] or None.
+
+    Returns:
+        [..., N] in x.dtype.
+    """
+    base = (
+        nf4_linear(x, weight, bias)
+        if isinstance(weight, NF4Weight)
+        else F.linear(x, weight.to(x.dtype), bias)
+    )
+    wide = torch.promote_types(x.dtype, lora_A.dtype)
+    kept = x.to(wide)
+    if mask is not None:
+        kept = kept * mask.to(wide) / (1.0 - dropout)
+    addition = F.linear(F.linear(kept, lora_A.to(wide)), lora_B.to(wide)) * scaling
+    return (base.to(wide) + addition).to(x.dtype)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
+    """Sum over counted rows of log(sum_v exp(logits[t, v])) - logits[t, targets[t]].
+
+    Args:
+        logits: [T, V]; half precision is widened to float32 first.
+        targets: [T] int64; rows equal to `ignore_index` do not count.
+        ignore_index: the value that marks a row without a target.
+
+    Returns:
+        A scalar, float32 (float64 for float64 logits).
+    """
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(wide), targets, reduction="sum", ignore_index=ignore_index)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, head_weight: Tensor, targets: Tensor, *, ignore_index: int = -100
+) -> Tensor:
+    """Cross-entropy of the logits hidden head_weight^T, all of them stored.
+
+    Args:
+        hidden: [T, K].
+        head_weight: [V, K].
+        targets: [T] int64; rows equal to `ignore_index` do not count.
+        ignore_index: the value that marks a row without a target.
+
+    Returns:
+        A scalar, float32 (float64 for float64 inputs).
+    """
+    return cross_entropy(F.linear(hidden, head_weight.to(hidden.dtype)), targets, ignore_index=ignore_index)
+
+
+def _find_non_finite(ours: Tensor, reference: Tensor, torchs: Tensor) -> str | None:
+    """Say where `ours` is NaN or infinite and the reference is not the same, or the other way round."""
+    special = (ours == reference) | (ours.isnan() & reference.isnan())
+    wrong = ~torch.where(reference.isfinite(), ours.isfinite(), special)
+    if wrong.any():
+        index = tuple(torch.nonzero(wrong)[0].tolist())
+        values = f"{ours[index]} where the reference has {reference[index]}"
+        return f"{int(wrong.sum())} values differ in being finite, first at {index}: {values}"
+    if not torchs[reference.isfinite()].isfinite().all():
+        return "torch's own result is not finite where the reference is"
+    return None
+
+
+def find_mismatch(actual: Tensor, reference64: Tensor, same_dtype_torch: Tensor) -> str | None:
+    """Judge a result: its error may be twice that of torch in the same dtype, plus one unit of rounding.
+
+        max|actual - ref|  <=  2 max|torch - ref| + eps(dtype) max|ref|,      and the same for the means
+
+    The mean catches what a single large error of torch's own would excuse. NaN and infinities must be where the
+    reference has them.
+
+    Args:
+        actual: the result to judge.
+        reference64: the same in float64.
+        same_dtype_torch: the same computed by torch in the dtype of `actual`.
+
+    Returns:
+        None when the result is good, otherwise one line that says why not.
+    """
+    if reference64.dtype != torch.float64:
+        return f"the reference is {reference64.dtype}, not float64"
+    for other, what in ((reference64, "the reference"), (same_dtype_torch, "torch")):
+        if actual.shape != other.shape:
+            return f"shape is {tuple(actual.shape)}, {what} has {tuple(other.shape)}"
+    if actual.dtype != same_dtype_torch.dtype:
+        return f"dtype is {actual.dtype}, torch has {same_dtype_torch.dtype}"
+    ours, reference, torchs = (t.detach().double().cpu() for t in (actual, reference64, same_dtype_torch))
+    non_finite = _find_non_finite(ours, reference, torchs)
+    if non_finite is not None:
+        return non_finite
+    finite = reference.isfinite()
+    if not finite.any():
+        return None
+    ours, reference, torchs = ours[finite], reference[finite], torchs[finite]
+    for name, measure in (("max", torch.max), ("mean", torch.mean)):
+        error, expected = measure((ours - reference).abs()), measure((torchs - reference).abs())
+        magnitude = measure(reference.abs())
+        bound = 2 * expected + torch.finfo(actual.dtype).eps * magnitude
+        if not error <= bound:
+            whose = f"torch in {actual.dtype}: {expected:.3e}, {name} magnitude {magnitude:.3e}"
+            return f"{name} error {error:.3e} is above {bound:.3e} ({whose})"
+    return None
