@@ -1,0 +1,1 @@
+"""Models: load, quantise, adapt, attend over packed rows, save. Architectures come from transformers."""

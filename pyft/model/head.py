@@ -1,0 +1,181 @@
+"""From a batch to hidden states, and from hidden states to what the loss needs.
+
+    plain head:    logits = hidden @ W^T            -> the loss takes hidden and W, logits are never stored
+    otherwise:     logits = model(batch).logits     (bias, scaling, soft cap: Gemma-2, Cohere, Granite, ...)
+
+Which of the two holds is found by asking the model, not by a list of architectures: a probe replaces the
+head's output for one small forward and looks whether it comes out of the model unchanged, and whether the
+head's input is the decoder's last hidden state. A second probe checks that samples in a row stay apart.
+
+A batch is anything with input_ids [1, T], position_ids [1, T], cu_seqlens [S + 1] and max_seqlen.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pyft.config import ConfigError
+
+
+class PackedRow(Protocol):
+    """What a batch must offer: S samples side by side in one row of T tokens."""
+
+    input_ids: Tensor
+    position_ids: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+
+
+class Head(NamedTuple):
+    """The output head.
+
+    Attributes:
+        weight: [V, K] when logits are hidden @ weight^T and nothing else, else None.
+        reason: why there is no plain weight; None when there is.
+    """
+
+    weight: Tensor | None
+    reason: str | None
+
+
+def forward_hidden(model: PreTrainedModel, batch: PackedRow) -> Tensor:
+    """Run the decoder over a batch.
+
+    Args:
+        model: a causal language model.
+        batch: one row of samples.
+
+    Returns:
+        The last hidden states [T, K], as the head takes them.
+    """
+    return _decoder(model)(**_inputs(batch))[0][0]
+
+
+def forward_logits(model: PreTrainedModel, batch: PackedRow) -> Tensor:
+    """Run the whole model over a batch, for heads that are more than a matrix.
+
+    Args:
+        model: a causal language model.
+        batch: one row of samples.
+
+    Returns:
+        Logits [T, V].
+    """
+    return model(**_inputs(batch)).logits[0]
+
+
+@torch.no_grad()
+def head_of(model: PreTrainedModel) -> Head:
+    """Find out whether the model's logits are hidden @ W^T and nothing else. Costs one forward of two tokens.
+
+    Args:
+        model: a causal language model.
+
+    Returns:
+        The weight, or why there is none. The weight is the live parameter: ask once, use it every step.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        return Head(None, f"the output head is a {type(head).__name__}")
+    if head.bias is not None:
+        return Head(None, "the output head has a bias")
+
+    seen: dict[str, Tensor] = {}
+
+    def capture(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        seen["hidden"] = args[0]
+        # Large enough that a soft cap bends it, and no two entries alike.
+        ramp = torch.linspace(-1000, 1000, output.numel(), device=output.device).reshape(output.shape)
+        seen["logits"] = ramp.to(output.dtype)
+        return seen["logits"]
+
+    batch = _probe_batch(model, [2])
+    training = model.training
+    model.eval()
+    hook = head.register_forward_hook(capture)
+    try:
+        logits = forward_logits(model, batch)
+        hidden = forward_hidden(model, batch)
+    finally:
+        hook.remove()
+        model.train(training)
+    if "hidden" not in seen or seen["hidden"].shape[-2:] != hidden.shape:
+        return Head(None, "the output head is not applied to the decoder's last hidden states")
+    if not torch.equal(logits.float(), seen["logits"].reshape(logits.shape).float()):
+        return Head(None, "the model scales or caps its logits")
+    if not torch.equal(seen["hidden"].reshape(hidden.shape), hidden):
+        return Head(None, "the model changes the hidden states before the output head")
+    return Head(head.weight, None)
+
+
+@torch.no_grad()
+def check_isolation(model: PreTrainedModel) -> None:
+    """Make sure that samples in one row do not see each other. Costs two forwards of a few tokens.
+
+    Args:
+        model: a causal language model.
+
+    Raises:
+        ConfigError: when the architecture carries something from one sample into the next.
+    """
+    training = model.training
+    model.eval()
+    try:
+        together = forward_hidden(model, _probe_batch(model, [3, 4]))[3:]
+        alone = forward_hidden(model, _probe_batch(model, [4]))
+    finally:
+        model.train(training)
+    scale = alone.float().abs().max().clamp_min(1e-6)
+    tolerance = 1e-4 if alone.dtype == torch.float32 else 5e-2
+    if not bool((together.float() - alone.float()).abs().max() <= tolerance * scale):
+        raise ConfigError(
+            f"{type(model).__name__} does not keep samples in one row apart, layers carry state along it: "
+            "set data.packing=false, train.per_device_train_batch_size=1 and "
+            "train.per_device_eval_batch_size=1"
+        )
+
+
+class _ProbeBatch(NamedTuple):
+    input_ids: Tensor
+    position_ids: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+
+
+def _probe_batch(model: PreTrainedModel, lengths: list[int]) -> _ProbeBatch:
+    """Samples of the given lengths; the last one is the same whatever stands before it."""
+    device = model.get_input_embeddings().weight.device
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = [(7 * (index + 1) + length) % rows for length in lengths for index in range(length)]
+    positions = [index for length in lengths for index in range(length)]
+    ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    return _ProbeBatch(
+        torch.tensor([ids], device=device), torch.tensor([positions], device=device), ends, max(lengths)
+    )
+
+
+def _decoder(model: PreTrainedModel) -> nn.Module:
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if decoder is None or decoder is model:
+        decoder = model.base_model
+    if decoder is model:
+        raise ConfigError(
+            f"{type(model).__name__} does not tell its decoder from its head, which is not supported"
+        )
+    return decoder
+
+
+def _inputs(batch: PackedRow) -> dict[str, Any]:
+    return {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "cu_seq_lens_q": batch.cu_seqlens,
+        "cu_seq_lens_k": batch.cu_seqlens,
+        "max_length_q": batch.max_seqlen,
+        "max_length_k": batch.max_seqlen,
+        "use_cache": False,
+    }
