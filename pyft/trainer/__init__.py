@@ -1,1 +1,4 @@
-"""The training loop and what it needs: steps, logs, checkpoints, evaluation, signals. It knows neither transformers nor the data's origin."""
+"""The training loop and what it needs: steps, logs, checkpoints, evaluation, signals.
+
+It knows neither transformers nor where the data come from.
+"""

@@ -1,7 +1,8 @@
 """What the trainer is told: its numbers, and the shapes of the things and functions it is handed.
 
-Everything here is plain: no config object, no model class, no tokenizer reaches the trainer. The names of the numbers are
-those of the recipe's `train:` section. What may change between a run and its resumption is said once, in `MAY_CHANGE`.
+Everything here is plain: no config object, no model class, no tokenizer reaches the trainer. The names of
+the numbers are those of the recipe's `train:` section. What may change between a run and its resumption is
+said once, in `MAY_CHANGE`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from pyft.data.collate import Batch
 
     Objective = Callable[[Batch], tuple[Tensor, int]]
-    """(batch as its source made it, on the CPU) -> (summed loss, a scalar with a graph; number of targets summed over)."""
+    """(batch as its source made it, on the CPU) -> (summed loss, a scalar with its graph; its targets)."""
 
 SaveWeights = Callable[[Path], None]
-"""Writes the trained weights into an existing folder, under the same file names each time. It keeps to that folder."""
+"""Writes the trained weights into an existing folder, under the same file names each time; nowhere else."""
 
 LoadWeights = Callable[[Path], None]
 """Reads what `SaveWeights` wrote back into the live model, in place: parameters stay the same objects."""
@@ -35,7 +36,7 @@ MAY_CHANGE = (
     "save_total_limit",
     "logging_steps",
 )
-"""Settings that may differ between a checkpoint and the run that resumes it; all others are part of its identity."""
+"""Settings that may differ between a checkpoint and the run resuming it; the others are its identity."""
 
 
 class BatchSource(Protocol):
@@ -65,15 +66,16 @@ class Completion:
 
 
 Generate = Callable[[list[int]], Completion]
-"""Answers a prompt's ids greedily. It may look at `SignalWatch.stop_requested` between tokens and give up early."""
+"""Answers a prompt's ids. It may look at `SignalWatch.stop_requested` between tokens and give up early."""
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """The numbers of a run; names, meanings and defaults are the recipe's.
 
-    `warmup_steps` below 1 is a share of all steps. `max_steps`, when set, wins over `num_train_epochs`. `eval_steps` and
-    `save_steps` of None mean at the end only. `eval_on_start` measures the validation loss before step 1 as well.
+    `warmup_steps` below 1 is a share of all steps. `max_steps`, when set, wins over `num_train_epochs`.
+    `eval_steps` and `save_steps` of None mean at the end only. `eval_on_start` measures the validation loss
+    before step 1 as well.
     """
 
     num_train_epochs: float = 3.0

@@ -1,0 +1,300 @@
+"""The loop: windows of micro-batches, optimizer steps, and what happens between them.
+
+    window      gradient_accumulation_steps micro-batches of one epoch (the last of an epoch may be shorter)
+    step        every batch's loss sum / targets of the window, backward; finite? clip, AdamW; one log row
+    boundary    evaluation and questions when due, then a save when due or asked for, then a stop if asked for
+
+A checkpoint is the state at a boundary. One made before an evaluation that is due there says so (`pending`),
+and the run that resumes it evaluates first: logs come out the same however often a run is stopped.
+
+Left out: more than one process, prefetching. Which batches, which model, which loss: the caller's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import nn
+
+from pyft.config import DataError, Interrupted, NumericsError
+from pyft.trainer.console import Console
+from pyft.trainer.evaluate import EvaluationStopped, ask, evaluating, validation_loss
+from pyft.trainer.faults import Faults
+from pyft.trainer.memory import out_of_memory
+from pyft.trainer.metrics import perplexity
+from pyft.trainer.optim import Optimizer, learning_rate_at
+from pyft.trainer.record import Boundary, Progress, RunRecord
+from pyft.trainer.resume import Plan
+from pyft.trainer.rng import seed_everything
+from pyft.trainer.settings import Question, TrainResult, TrainSettings
+from pyft.trainer.signals import SignalWatch
+from pyft.trainer.trackers import Trackers
+
+if TYPE_CHECKING:
+    from pyft.data.collate import Batch
+    from pyft.trainer.settings import BatchSource, Generate, LoadWeights, Objective, SaveWeights
+
+MAX_SKIPPED_IN_A_ROW = 3
+
+
+class Trainer:
+    """One run (or one stage of one) in one folder."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        objective: Objective,
+        train: BatchSource,
+        settings: TrainSettings,
+        plan: Plan,
+        folder: Path,
+        stage: str,
+        save_weights: SaveWeights,
+        load_weights: LoadWeights,
+        validation: BatchSource | None = None,
+        questions: Sequence[Question] = (),
+        generate: Generate | None = None,
+        save_result: SaveWeights | None = None,
+        memory_fn: Callable[[], int] = lambda: 0,
+        trackers: Sequence[str] = (),
+        signals: SignalWatch | None = None,
+        console: Console | None = None,
+    ):
+        """Takes everything a run is made of; nothing is touched before `run`.
+
+        Args:
+            model: its parameters that require a gradient are trained.
+            objective: the loss.
+            train: the batches.
+            settings: the numbers.
+            plan: how to begin, from `plan_run`.
+            folder: the run's own folder, existing; the caller holds its lock (`claim_folder`).
+            stage: the name written into the rows.
+            save_weights: writes the trained weights of a checkpoint.
+            load_weights: reads them back.
+            validation: batches to measure the validation loss on.
+            questions: asked before, during and after.
+            generate: answers a question.
+            save_result: writes the files of the finished run, put into `folder` at the end.
+            memory_fn: gives the peak memory in bytes.
+            trackers: of "tensorboard", "wandb".
+            signals: the watch, when the caller set one up earlier.
+            console: where to show things.
+
+        Raises:
+            DataError: there is no batch to train on.
+            ValueError: questions without a `generate`.
+        """
+        if train.num_batches < 1:
+            raise DataError("the training data give no batch (data.train): nothing can be learned from them")
+        if questions and generate is None:
+            raise ValueError("questions need a generate function")
+        self._model, self._objective, self._settings, self._plan = model, objective, settings, plan
+        self._train, self._validation = train, validation
+        self._questions, self._generate = questions, generate
+        self._folder, self._stage, self._memory_fn = folder, stage, memory_fn
+        self._save_weights, self._load_weights, self._save_result = save_weights, load_weights, save_result
+        self._signals = signals or SignalWatch()
+        self._console = console or Console(logging_steps=settings.logging_steps)
+        self._trackers = Trackers(trackers, self._console.note)
+        self._faults = Faults()
+        self._total, self._progress = plan.total_steps, Progress()
+
+    def run(self) -> TrainResult:
+        """Trains to the end.
+
+        Returns:
+            How it went.
+
+        Raises:
+            Interrupted: a signal stopped it, after a save.
+            NumericsError: three steps in a row were not finite; the weights are those before them.
+            OutOfMemory: with what was asked for.
+            DiskError: something could not be written; what was saved before is whole.
+            ConfigError: the checkpoint is of other parameters.
+        """
+        for message in self._plan.messages:
+            self._console.note(message)
+        if (ended := self._plan.finished) is not None:
+            return self._result(ended, already_finished=True)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._signals)
+            self._record = RunRecord(
+                self._folder, self._stage, self._plan, self._settings.save_total_limit, self._console.note
+            )
+            stack.callback(self._record.close)
+            stack.callback(self._trackers.close)
+            stack.callback(self._console.close)
+            try:
+                return self._run()
+            except Exception as error:
+                if found := out_of_memory(error, f"{self._stage}, step {self._progress.step + 1}"):
+                    raise found from error
+                raise
+
+    def _run(self) -> TrainResult:
+        seed_everything(self._settings.seed)
+        self._model.train()
+        self._optimizer = Optimizer(self._model, self._settings)
+        self._progress, is_pending = self._record.begin(self._optimizer, self._load_weights)
+        progress = self._progress
+        self._trackers.open(self._folder, self._stage, self._plan.identity, progress.step + 1)
+        self._console.start(self._stage, progress.step, self._total)
+        if is_pending:
+            self._boundary()
+        while progress.step < self._total:
+            self._step()
+            self._boundary()
+        self._record.finish(progress, self._optimizer, self._save_result)
+        return self._result(asdict(progress))
+
+    def _step(self) -> None:
+        """One window of micro-batches, one row."""
+        started = time.perf_counter()
+        progress, step = self._progress, self._progress.step + 1
+        window = self._next_window()
+        num_targets = sum(batch.num_targets for batch in window)
+        rate = learning_rate_at(self._settings, step, self._total)
+        loss, norm = self._backward(window, num_targets, step)
+        if is_learned := num_targets > 0 and math.isfinite(loss) and math.isfinite(norm):
+            self._optimizer.step(rate, norm, self._settings.max_grad_norm)
+            progress.num_skipped_in_a_row, progress.last_loss = 0, loss
+            progress.num_target_tokens += num_targets
+        else:
+            self._optimizer.drop_gradients()
+            progress.num_skipped_steps += 1
+            progress.num_skipped_in_a_row += num_targets > 0
+            why = f"loss {loss}, gradient norm {norm}" if num_targets else "0 trained tokens in its batches"
+            self._console.note(
+                f"warning: step {step} is skipped: {why} ({progress.num_skipped_steps} so far)"
+            )
+        progress.step = step
+        num_tokens = sum(batch.num_tokens for batch in window)
+        progress.num_tokens += num_tokens
+        row = {
+            "stage": self._stage,
+            "step": step,
+            "epoch": self._epochs(),
+            "loss": loss if num_targets else None,
+            "grad_norm": norm if num_targets else None,
+            "learning_rate": rate,
+            "tokens_per_second": num_tokens / (time.perf_counter() - started),
+            "num_tokens": num_tokens,
+            "num_target_tokens": num_targets,
+            "peak_memory_bytes": self._memory_fn(),
+        }
+        self._show_step(row if is_learned else {**row, "skipped": True})
+        if progress.num_skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise NumericsError(
+                f"loss or gradients not finite {MAX_SKIPPED_IN_A_ROW} steps in a row ({self._stage}, step "
+                f"{step}): the weights are as before; lower train.learning_rate, or set model.dtype: float32"
+            )
+
+    def _next_window(self) -> list[Batch]:
+        progress, num_batches = self._progress, self._train.num_batches
+        end = min(progress.batch + self._settings.gradient_accumulation_steps, num_batches)
+        window = [self._train.batch(progress.epoch, index) for index in range(progress.batch, end)]
+        progress.epoch, progress.batch = (
+            (progress.epoch, end) if end < num_batches else (progress.epoch + 1, 0)
+        )
+        return window
+
+    def _backward(self, window: Sequence[Batch], num_targets: int, step: int) -> tuple[float, float]:
+        """Accumulates the window's gradients; gives the mean loss per target and the gradients' norm."""
+        if self._faults.strikes("oom", step):
+            raise torch.OutOfMemoryError("out of memory, injected (PYFT_FAULT). Tried to allocate 1.00 GiB")
+        sums, num_summed = [], 0
+        for batch in window:
+            if batch.num_targets == 0:
+                continue  # its loss is 0 and so is its gradient
+            loss_sum, batch_targets = self._objective(batch)
+            (loss_sum / num_targets).backward()
+            sums.append(loss_sum.detach().double())
+            num_summed += batch_targets
+        if num_summed != num_targets:
+            raise RuntimeError(
+                f"the objective summed over {num_summed} targets, the batches say {num_targets}"
+            )
+        if not sums:
+            return 0.0, 0.0
+        if self._faults.strikes("nan_grad", step):
+            self._optimizer.gradients()[0].fill_(math.nan)
+        return torch.stack(sums).sum().item() / num_targets, self._optimizer.gradient_norm()
+
+    def _boundary(self) -> None:
+        """Evaluates, saves and stops, each when due. Signals count here, and within the evaluation."""
+        step, signals, save_every = self._progress.step, self._signals, self._settings.save_steps
+        is_due = self._evaluation_due()
+        is_saving = step > 0 and (step == self._total or (save_every is not None and step % save_every == 0))
+        if not (is_due or is_saving or signals.wants_something()):
+            return
+        boundary = self._record.boundary(pending=is_due)
+        if is_due:
+            try:
+                self._evaluate(boundary)
+            except EvaluationStopped:
+                self._record.cut_back(boundary)
+                self._save_and_stop(boundary)
+            boundary = self._record.after_evaluation(boundary)
+        if signals.stop_requested():
+            self._save_and_stop(boundary)
+        if signals.take_save_request() or is_saving:
+            self._save(boundary)
+
+    def _evaluation_due(self) -> bool:
+        step, every = self._progress.step, self._settings.eval_steps
+        if step == 0:
+            return bool(self._questions) or (self._validation is not None and self._settings.eval_on_start)
+        return step == self._total or (every is not None and step % every == 0)
+
+    def _evaluate(self, boundary: Boundary) -> None:
+        def poll() -> None:
+            if self._signals.stop_requested():
+                raise EvaluationStopped
+            if self._signals.take_save_request():
+                self._save(boundary)
+
+        step = self._progress.step
+        poll()
+        with evaluating(self._model):
+            if self._validation is not None and (step > 0 or self._settings.eval_on_start):
+                loss, num_targets = validation_loss(self._objective, self._validation, poll)
+                row = {"stage": self._stage, "step": step, "epoch": self._epochs(), "eval_loss": loss}
+                row |= {"eval_perplexity": perplexity(loss), "eval_num_target_tokens": num_targets}
+                self._progress.eval_loss = loss if math.isfinite(loss) else None
+                self._record.write_row(row)
+                self._trackers.log(row)
+                self._console.evaluation(row)
+            when = "before" if step == 0 else "after" if step == self._total else "during"
+            facts = {"stage": self._stage, "step": step, "when": when}
+            for answer in ask(self._questions, self._generate, poll, facts):
+                self._record.write_sample(answer)
+                self._console.answer(answer)
+
+    def _save(self, boundary: Boundary) -> Path:
+        return self._record.save(boundary, self._progress, self._optimizer, self._save_weights)
+
+    def _save_and_stop(self, boundary: Boundary) -> NoReturn:
+        saved = self._save(boundary)
+        self._console.note(f"stopped by a signal, saved as {saved}: the same command goes on from there")
+        raise Interrupted(self._signals.stop_signal)
+
+    def _show_step(self, row: dict[str, Any]) -> None:
+        self._record.write_row(row)
+        self._trackers.log(row)
+        self._console.step(row)
+
+    def _result(self, progress: dict[str, Any], *, already_finished: bool = False) -> TrainResult:
+        counts = {key: progress[key] for key in ("step", "num_skipped_steps", "last_loss", "eval_loss")}
+        return TrainResult(total_steps=self._total, already_finished=already_finished, **counts)
+
+    def _epochs(self) -> float:
+        return round(self._progress.epoch + self._progress.batch / self._train.num_batches, 6)

@@ -1,0 +1,121 @@
+"""The numbers of a run on disk: trainer_log.jsonl and samples.jsonl, and how a row comes about.
+
+A row is one JSON object a line, written and flushed at once. Fields that a clock or a memory meter writes
+have `per_second`, `seconds`, `time` or `memory` in their names; all others are equal, bit for bit, between
+equal runs. A number that is not finite is written as null (JSON has no NaN), never as 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from pyft.trainer.files import disk_error, open_for_append
+
+LOG_NAME = "trainer_log.jsonl"
+SAMPLES_NAME = "samples.jsonl"
+
+
+class JsonLog:
+    """A file of JSON rows that can be cut back to a length it had."""
+
+    def __init__(self, path: Path):
+        """Opens the file, made if absent, to append to it.
+
+        Args:
+            path: the file.
+
+        Raises:
+            DiskError: it cannot be written, or is a symbolic link.
+        """
+        self._path = path
+        self._descriptor = open_for_append(path)
+
+    @property
+    def size_bytes(self) -> int:
+        """The length of the file now."""
+        return os.fstat(self._descriptor).st_size
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Appends a row.
+
+        Args:
+            row: JSON values; floats that are not finite become null.
+
+        Raises:
+            DiskError: the disk is full; no part of the row is left in the file.
+        """
+        finite = {name: value if _is_finite(value) else None for name, value in row.items()}
+        line = (
+            json.dumps(finite, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
+            + b"\n"
+        )
+        before = self.size_bytes
+        try:
+            written = os.write(self._descriptor, line)
+            if written < len(line):
+                os.write(self._descriptor, line[written:])
+        except OSError as error:
+            os.ftruncate(self._descriptor, before)
+            raise disk_error(self._path, error, len(line)) or error from error
+
+    def cut(self, size_bytes: int) -> bool:
+        """Drops every row past a length.
+
+        Args:
+            size_bytes: the length, as `size_bytes` gave it after some row.
+
+        Returns:
+            False when the file is shorter than that or has no row's end there: then rows were lost, and the
+            file is left as it is.
+        """
+        with open(self._path, "rb") as file:
+            file.seek(max(size_bytes - 1, 0))
+            if size_bytes > 0 and file.read(1) != b"\n":
+                return False
+        os.ftruncate(self._descriptor, size_bytes)
+        return True
+
+    def sync(self) -> None:
+        """Returns once the rows are on the disk: a checkpoint that counts on them comes next."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._descriptor)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads the rows of a JSON log; an absent file has none.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its rows in order.
+    """
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def perplexity(loss: float) -> float:
+    """Gives exp(loss), infinite where that overflows.
+
+    Args:
+        loss: mean loss over tokens, in nats.
+
+    Returns:
+        The perplexity.
+    """
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def _is_finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

@@ -1,0 +1,207 @@
+"""A run's traces in its folder: logs, checkpoints, the end. The loop says when, this says how.
+
+Progress    where the run is and what it counted; goes into trainer_state.json as it is
+Boundary    what a checkpoint needs from the moment a step ended, whatever an evaluation does after it
+RunRecord   begins (fresh or from a checkpoint), writes rows, saves, ends
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pyft.trainer import checkpoint as checkpoints
+from pyft.trainer.faults import Faults
+from pyft.trainer.files import replace_file, write_new_file
+from pyft.trainer.metrics import LOG_NAME, SAMPLES_NAME, JsonLog, read_rows
+from pyft.trainer.optim import Optimizer
+from pyft.trainer.plot import PLOT_NAME, plot_loss
+from pyft.trainer.resume import Plan
+from pyft.trainer.rng import rng_state, same_rng_after, set_rng_state
+from pyft.trainer.runlock import FINISHED_NAME
+
+if TYPE_CHECKING:
+    from pyft.trainer.settings import LoadWeights, SaveWeights
+
+
+@dataclass
+class Progress:
+    """Steps done, the batch that comes next, and what was counted on the way."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    num_tokens: int = 0
+    num_target_tokens: int = 0
+    num_skipped_steps: int = 0
+    num_skipped_in_a_row: int = 0
+    last_loss: float | None = None
+    eval_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The generators and the logs' lengths as a step left them; `pending`: an evaluation is due there."""
+
+    rng: dict[str, Tensor]
+    log_bytes: dict[str, int]
+    pending: bool
+
+
+class RunRecord:
+    """The files of one run; a context that closes its logs."""
+
+    def __init__(
+        self, folder: Path, stage: str, plan: Plan, save_total_limit: int, note: Callable[[str], None]
+    ):
+        """Opens the logs.
+
+        Args:
+            folder: the run's folder.
+            stage: its name.
+            plan: how it begins.
+            save_total_limit: how many checkpoints stay.
+            note: shows a line.
+
+        Raises:
+            DiskError: a log cannot be written.
+        """
+        self._folder, self._stage, self._plan, self._note = folder, stage, plan, note
+        self._limit = save_total_limit
+        self._faults = Faults()
+        self._last_saved: Path | None = None
+        self._rows = JsonLog(folder / LOG_NAME)
+        self._samples = JsonLog(folder / SAMPLES_NAME)
+        self._logs = {LOG_NAME: self._rows, SAMPLES_NAME: self._samples}
+
+    def begin(self, optimizer: Optimizer, load_weights: LoadWeights) -> tuple[Progress, bool]:
+        """Makes the folder ready, and restores weights, optimizer, generators and logs from the plan's
+        checkpoint.
+
+        Args:
+            optimizer: the run's.
+            load_weights: reads the weights into the model.
+
+        Returns:
+            Where the run is, and whether an evaluation is due there before the next step.
+        """
+        checkpoints.remove_leftovers(self._folder)
+        (self._folder / FINISHED_NAME).unlink(missing_ok=True)
+        source, state = self._plan.checkpoint, self._plan.state
+        if source is None:
+            for log in self._logs.values():
+                log.cut(0)
+            return Progress(), True
+        if source.resolve().parent == self._folder.resolve():
+            self._last_saved = source
+            for aside in checkpoints.supersede(self._folder, state["step"]):
+                self._note(f"a later checkpoint is set aside as {aside.name}: nothing uses it any more")
+            for name, log in self._logs.items():
+                if not log.cut(state["log_bytes"][name]):
+                    self._note(f"warning: {name} is not as the checkpoint knew it: rows are lost")
+        load_weights(source)
+        optimizer.load(source / checkpoints.OPTIMIZER_NAME)
+        set_rng_state(load_file(source / checkpoints.RNG_NAME))
+        return Progress(**state["progress"]), state["pending"]
+
+    def write_row(self, row: dict[str, Any]) -> None:
+        """Appends to trainer_log.jsonl."""
+        self._rows.write(row)
+
+    def write_sample(self, row: dict[str, Any]) -> None:
+        """Appends to samples.jsonl."""
+        self._samples.write(row)
+
+    def boundary(self, *, pending: bool) -> Boundary:
+        """Takes the moment."""
+        return Boundary(rng_state(), self._log_bytes(), pending)
+
+    def after_evaluation(self, before: Boundary) -> Boundary:
+        """Gives the same moment with the rows of its evaluation in the logs."""
+        return Boundary(before.rng, self._log_bytes(), pending=False)
+
+    def cut_back(self, boundary: Boundary) -> None:
+        """Drops the rows written since."""
+        for name, size_bytes in boundary.log_bytes.items():
+            self._logs[name].cut(size_bytes)
+
+    def save(
+        self, boundary: Boundary, progress: Progress, optimizer: Optimizer, save_weights: SaveWeights
+    ) -> Path:
+        """Writes checkpoint-<step> and lets the oldest go.
+
+        One that this course of the run has at this step already is left as it is: it differs at most in
+        being made before the step's evaluation, and a resumption does that again.
+
+        Args:
+            boundary: the moment to save.
+            progress: the position and counters of it.
+            optimizer: the run's.
+            save_weights: writes the weights.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            DiskError: it cannot be written; older ones are as they were.
+        """
+        if self._last_saved is not None and checkpoints.step_of(self._last_saved) == progress.step:
+            return self._last_saved
+        state = {
+            "stage": self._stage,
+            "step": progress.step,
+            "total_steps": self._plan.total_steps,
+            "progress": asdict(progress),
+            "pending": boundary.pending,
+            "log_bytes": boundary.log_bytes,
+            "identity": self._plan.identity,
+        }
+        for log in self._logs.values():
+            log.sync()
+        writers = (
+            save_weights,
+            lambda folder: optimizer.save(folder / checkpoints.OPTIMIZER_NAME),
+            lambda folder: save_file(boundary.rng, folder / checkpoints.RNG_NAME),
+            lambda folder: write_new_file(
+                folder / checkpoints.STATE_NAME, json.dumps(state, indent=1).encode()
+            ),
+        )
+        with same_rng_after():
+            self._last_saved = checkpoints.write_checkpoint(
+                self._folder, progress.step, writers, needed_bytes=optimizer.state_bytes, faults=self._faults
+            )
+        self._faults.kill("kill_before_rotate", progress.step)
+        checkpoints.rotate(self._folder, self._limit, keep=self._plan.checkpoint)
+        return self._last_saved
+
+    def finish(self, progress: Progress, optimizer: Optimizer, save_result: SaveWeights | None) -> None:
+        """Puts the result and the loss curve into the folder, and last the mark that the run has ended.
+
+        Args:
+            progress: the run's last.
+            optimizer: the run's, which knows how large the weights are.
+            save_result: writes the result's files.
+
+        Raises:
+            DiskError: it cannot be written; the last checkpoint still leads here.
+        """
+        if save_result is not None:
+            checkpoints.publish(self._folder, save_result, needed_bytes=optimizer.weight_bytes)
+        if problem := plot_loss(self._folder / PLOT_NAME, read_rows(self._folder / LOG_NAME)):
+            self._note(f"warning: {problem}")
+        ended = {"stage": self._stage, **asdict(progress), "identity": self._plan.identity}
+        replace_file(self._folder / FINISHED_NAME, json.dumps(ended, indent=1, ensure_ascii=False).encode())
+
+    def close(self) -> None:
+        """Closes the logs."""
+        for log in self._logs.values():
+            log.close()
+
+    def _log_bytes(self) -> dict[str, int]:
+        return {name: log.size_bytes for name, log in self._logs.items()}
