@@ -1,10 +1,10 @@
 """Load any transformers causal language model from a local folder, quantising on the way.
 
-The modules are built without memory for their weights (`architecture.empty_model`); the safetensors are then read
-one tensor at a time, rounded to the compute dtype, checked for NaN and infinity, quantised where the layer
-is to be NF4, and put in place. The host never holds more than what stays plus one tensor. Folders whose
-tensor names need transformers' own conversion, or that have only .bin files, go through `from_pretrained`
-and are quantised layer by layer afterwards; that is said in one line.
+The modules are built without memory for their weights (`architecture.empty_model`); the safetensors are then
+read one tensor at a time, rounded to the compute dtype, checked for NaN and infinity, quantised where the
+layer is to be NF4, and put in place. The host never holds more than what stays plus one tensor. Folders
+whose tensor names need transformers' own conversion, or that have only .bin files, go through
+`from_pretrained` and are quantised layer by layer afterwards; that is said in one line.
 
 Left out: reading weights that are already quantised.
 """
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from pyft.config import ConfigError, NumericsError
-from pyft.model.attention import register_packed_attention
 from pyft.model.architecture import empty_model, quiet_transformers, read_config, untie_names
+from pyft.model.attention import register_packed_attention
 from pyft.model.checkpoint import TensorFiles, open_tensors, shorten
 from pyft.model.quantize import NF4Linear, linear_names, quantize_linears, replace_module
 

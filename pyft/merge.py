@@ -1,0 +1,182 @@
+"""Fold a trained adapter into its base and write a plain Hugging Face folder.
+
+    python -m pyft.merge OUTPUT_DIR DEST [--dtype float32]
+
+    W_merged = W + scaling * B A        W: the original base, not its NF4-rounded form
+
+OUTPUT_DIR is a run, a stage, a checkpoint or an adapter folder. DEST gets weights, config, tokenizer and chat
+template; it appears whole or not at all. A full run has nothing to
+merge: its result is copied.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from pyft.config import ConfigError, run_command
+
+_MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
+_TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt",
+    "*.model", "*.tiktoken",
+)  # fmt: skip
+
+
+def merge_run(
+    adapter: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> str:
+    """Merge an adapter into its original base and write the result.
+
+    Args:
+        adapter: folder with an adapter in PEFT's layout.
+        base: folder of the model it was trained on, in float.
+        dest: folder to make; it may exist if it is empty.
+        tokenizer: folder whose tokenizer files go along; by default the adapter's.
+        dtype: name of the dtype to merge and write in; by default the one the base is stored in.
+        trust_remote_code: allow Python code shipped with the base to run.
+
+    Returns:
+        Name of the dtype written.
+
+    Raises:
+        ConfigError: `dest` is taken, or adapter and base do not fit.
+    """
+    from pyft.model.adapters import merge_adapters
+    from pyft.model.architecture import DTYPES
+    from pyft.model.checkpoint import stored_dtype
+    from pyft.model.load import load_model
+    from pyft.model.restore import apply_adapter
+    from pyft.model.save import save_model
+
+    _refuse_taken(Path(dest))
+    chosen = DTYPES[dtype] if dtype is not None else stored_dtype(base)
+
+    def fill(folder: Path) -> None:
+        model = load_model(base, dtype=chosen, trust_remote_code=trust_remote_code)
+        apply_adapter(model, adapter)
+        merge_adapters(model)
+        save_model(model, folder, chosen)
+        _copy(Path(tokenizer or adapter), folder, _TOKENIZER_FILES)
+        if trust_remote_code:
+            _copy(Path(base), folder, ("*.py",))
+
+    _appear_whole(Path(dest), fill)
+    return str(chosen).removeprefix("torch.")
+
+
+def copy_model(
+    source: str | os.PathLike[str], dest: str | os.PathLike[str], tokenizer: str | os.PathLike[str]
+) -> None:
+    """Copy a whole model with its tokenizer, leaving a run's logs and checkpoints behind.
+
+    Args:
+        source: folder of the model.
+        dest: folder to make; it may exist if it is empty.
+        tokenizer: folder whose tokenizer files go along.
+
+    Raises:
+        ConfigError: `dest` is taken.
+    """
+    _refuse_taken(Path(dest))
+
+    def fill(folder: Path) -> None:
+        _copy(Path(source), folder, _MODEL_FILES)
+        _copy(Path(tokenizer), folder, _TOKENIZER_FILES)
+
+    _appear_whole(Path(dest), fill)
+
+
+def _refuse_taken(dest: Path) -> None:
+    if dest.is_symlink() or (dest.exists() and not dest.is_dir()):
+        raise ConfigError(f"the destination is not a folder ({dest}): give a new one")
+    if dest.is_dir() and any(dest.iterdir()):
+        raise ConfigError(f"the destination is not empty ({dest}): give a new folder")
+
+
+def _appear_whole(dest: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a hidden folder beside `dest`, put it on disk, and rename it; on failure nothing is left."""
+    dest = dest.absolute()
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{dest.name}.", suffix=".partial", dir=dest.parent) as staging:
+        folder = Path(staging) / "result"
+        folder.mkdir()  # mode by the umask, unlike the temporary folder around it
+        fill(folder)
+        for file in folder.iterdir():
+            with file.open("rb") as content:
+                os.fsync(content.fileno())
+        os.rename(folder, dest)
+
+
+def _copy(source: Path, dest: Path, patterns: tuple[str, ...]) -> None:
+    """Copy the files that match, contents only, so that modes follow the umask; what is there stays."""
+    for pattern in patterns:
+        for file in sorted(source.glob(pattern)):
+            if file.is_file() and not (dest / file.name).exists():
+                shutil.copyfile(file, dest / file.name)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Merge as the command line says.
+
+    Args:
+        options: parsed arguments.
+
+    Raises:
+        ConfigError: nothing to merge, or nowhere to put it.
+    """
+    _refuse_taken(Path(options.dest))
+    from pyft.model.results import find_result
+
+    result = find_result(options.output_dir)
+    if result.base is None:
+        if options.dtype is not None:
+            raise ConfigError(
+                f"--dtype does not apply, there is no adapter to merge ({result.folder}): leave it out"
+            )
+        print(f"{result.folder} is a whole model, so there is nothing to merge: copying it", file=sys.stderr)
+        copy_model(result.folder, options.dest, result.tokenizer)
+    else:
+        print(f"merging {result.folder} into {result.base}", file=sys.stderr)
+        written = merge_run(
+            result.folder,
+            result.base,
+            options.dest,
+            tokenizer=result.tokenizer,
+            dtype=options.dtype,
+            trust_remote_code=result.trust_remote_code,
+        )
+        if written != "float32":
+            print(f"sums are rounded to {written}; --dtype float32 keeps them exact", file=sys.stderr)
+    print(options.dest)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pyft.merge", description="Fold a trained adapter into its base model."
+    )
+    parser.add_argument(
+        "output_dir", metavar="OUTPUT_DIR", help="a run, a stage, a checkpoint or an adapter folder"
+    )
+    parser.add_argument("dest", metavar="DEST", help="folder to write; new or empty")
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="dtype of the merged weights (default: that of the base on disk)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, _parser()))
