@@ -70,14 +70,12 @@ class JsonLog:
 
         Returns:
             False when the file is shorter than that or has no row's end there: then rows were lost, and the
-            file is left as it is.
+            whole ones before it stay.
         """
         with open(self._path, "rb") as file:
-            file.seek(max(size_bytes - 1, 0))
-            if size_bytes > 0 and file.read(1) != b"\n":
-                return False
-        os.ftruncate(self._descriptor, size_bytes)
-        return True
+            whole_bytes = file.read(size_bytes).rfind(b"\n") + 1
+        os.ftruncate(self._descriptor, whole_bytes)
+        return whole_bytes == size_bytes
 
     def sync(self) -> None:
         """Returns once the rows are on the disk: a checkpoint that counts on them comes next."""
