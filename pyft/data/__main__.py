@@ -19,7 +19,7 @@ def make_parser() -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(
         prog="python -m pyft.data",
-        description="Show what training would see: formats found, the ledger, samples with learned text marked.",
+        description="Show what training would see: formats, the ledger, samples with what is learned marked.",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="path of a recipe, or a shipped one's name")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides of the recipe")

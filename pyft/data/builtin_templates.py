@@ -1,11 +1,11 @@
 """The chat templates pyft brings along, as the Jinja text that also goes into the saved tokenizer.
 
-Each writes the tokenizer's BOS once, where it has one, and encloses in `{% generation %}` what is learned: the
-assistant's content and the mark that ends the turn, nothing after it. Where XTuner's string and the model maker's
-differ, the maker's is used. Differences from the makers' own, on purpose:
+Each writes the tokenizer's BOS once, where it has one, and encloses in `{% generation %}` what is learned:
+the assistant's content and the mark that ends the turn, nothing after it. Where XTuner's string and the
+model maker's differ, the maker's is used. Differences from the makers' own, on purpose:
 
-- qwen_chat writes no system text of its own (Qwen2.5's template adds "You are Qwen, ..", Qwen3's adds none): give
-  one as `data.system`, or take `template: null` for the tokenizer's own;
+- qwen_chat writes no system text of its own (Qwen2.5's template adds "You are Qwen, ..", Qwen3's adds
+  none): give one as `data.system`, or take `template: null` for the tokenizer's own;
 - llama3_chat leaves contents as they are (the maker's trims blanks at both ends), and writes no date.
 """
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 
 class BuiltinTemplate(NamedTuple):
-    """A template's text, the control tokens it needs, and the mark that ends a turn (None: the tokenizer's eos)."""
+    """A template's text, the control tokens it needs, what ends a turn (None: the tokenizer's eos)."""
 
     source: str
     control_tokens: tuple[str, ...]
@@ -25,7 +25,8 @@ class BuiltinTemplate(NamedTuple):
 def _loop(system: str, user: str, assistant_head: str, end: str, after: str) -> str:
     """Compose the Jinja text of a template.
 
-    `system` and `user` are Jinja expressions of `message`, `end` is one of the end mark, the others are plain text.
+    `system` and `user` are Jinja expressions of `message`, `end` is one of the end mark, the others are
+    plain text.
     """
     return (
         "{%- if bos_token %}{{- bos_token }}{%- endif %}\n"

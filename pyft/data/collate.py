@@ -2,12 +2,12 @@
 
     samples        [a0 a1 a2]      [b0 b1]
     input_ids      [a0 a1 a2 b0 b1]
-    targets        [l(a1) l(a2) -100 l(b1) -100]       targets[t] = labels[t+1] inside a sample, -100 at its end
+    targets        [l(a1) l(a2) -100 l(b1) -100]     targets[t] = labels[t+1]; -100 at a sample's end
     position_ids   [0 1 2 0 1]
     cu_seqlens     [0 3 5]
 
-There is no padding: a batch of several samples or packs is one longer row. torch is imported when the first batch is
-made, so that looking at data needs none of it.
+There is no padding: a batch of several samples or packs is one longer row. torch is imported when the first
+batch is made, so that looking at data needs none of it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Ids and labels of a row, grown together; and the tokenizers that make them (the only transformers here).
 
     conversation   BOS head question .. head [answer end-mark] \\n head question .. head [answer end-mark]
-    labels         -100 everywhere but in [ ]: the contents of trained assistant turns and the mark that ends them
+    labels         -100 but in [ ]: contents of trained assistant turns and the marks that end them
     document       BOS? text eos, all of it learned; windows of max_length where it is longer
 
-The rendered text is tokenised once, as inference does. For each trained turn the ids of the prompt as chat would send
-it must be the first of the row's; where they are not (a tokenizer that joins the last character of the prompt to the
-first of the answer) the row is kept and counted, and no token that holds a character of the prompt is learned.
+The rendered text is tokenised once, as inference does. For each trained turn the ids of the prompt as chat
+would send it must be the first of the row's; where they are not (a tokenizer that joins the last character
+of the prompt to the first of the answer) the row is kept and counted, and no token that holds a character
+of the prompt is learned.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from pyft.config import ConfigError, DataError
 from pyft.data.converters import Message, Row
-from pyft.data.ids import Encoded, SpelledText, encode_all, special_spellings, spell_document
+from pyft.data.ids import Encoded, SpelledText, encode_all
 from pyft.data.templates import ChatTemplate, Rendered, TemplateFailure
 from pyft.data.tokenizer import is_sentencepiece, load_sentencepiece, read_tokenizer_config, train_bpe
 
@@ -29,13 +30,12 @@ __all__ = [
     "build_tokenizer",
     "encode_conversation",
     "encode_conversations",
-    "encode_documents",
     "load_tokenizer",
 ]
 
 IGNORED = -100
 END_OF_TEXT = "<|endoftext|>"
-_ROWS_AT_A_TIME = 512
+ROWS_AT_A_TIME = 512
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """What became of one row: its samples (none where nothing is learned in it), and what is to be counted."""
+    """What became of one row: its samples (none where nothing is learned in it), and its counts."""
 
     samples: tuple[Sample, ...]
     turns_cut: int = 0
@@ -90,6 +90,8 @@ def encode_conversations(
 ) -> Iterator[EncodedRow]:
     """Encode chat rows.
 
+    DataError is raised further down where the template refuses a row, or a row holds tool calls.
+
     Args:
         tokenizer: The tokenizer the template was made for.
         template: The renderer.
@@ -98,12 +100,9 @@ def encode_conversations(
 
     Yields:
         EncodedRow: One for each row, in order; turns after the last trained one are cut.
-
-    Raises:
-        DataError: The template refuses a row, or a row holds tool calls.
     """
-    for first in range(0, len(rows), _ROWS_AT_A_TIME):
-        plans = [_plan(template, row, system) for row in rows[first : first + _ROWS_AT_A_TIME]]
+    for first in range(0, len(rows), ROWS_AT_A_TIME):
+        plans = [_plan(template, row, system) for row in rows[first : first + ROWS_AT_A_TIME]]
         texts = [text for plan in plans for text in plan.texts]
         encoded = iter(encode_all(tokenizer, texts, template.control_tokens))
         for plan in plans:
@@ -112,7 +111,7 @@ def encode_conversations(
 
 @dataclass(frozen=True)
 class _Plan:
-    """One rendered row: the whole text, and for each trained turn its span and the prompt that leads to it."""
+    """One rendered row: the whole, and for each trained turn its span and the prompt that leads to it."""
 
     source: str
     turns_cut: int
@@ -128,7 +127,8 @@ class _Plan:
 def _plan(template: ChatTemplate, row: Row, system: str | None) -> _Plan:
     if row.messages is None:
         raise DataError(
-            f"{row.source}: mode sft reads conversations, this row is a plain text: write mode: pretrain, or rows of "
+            f"{row.source}: mode sft reads conversations, this row is a plain text: write mode: "
+            "pretrain, or rows of "
             "another format"
         )
     messages = list(row.messages)
@@ -164,7 +164,8 @@ def _label(plan: _Plan, encoded: list[Encoded]) -> EncodedRow:
         num_prompt = len(prompt_encoded.ids)
         leads = plan.whole.text.startswith(prompt.text) and whole.ids[:num_prompt] == prompt_encoded.ids
         differs = differs or not leads
-        # Offsets of some tokenizers leave out blanks, so the exact boundary is the prompt's length where it is known.
+        # Offsets of some tokenizers leave out blanks, so the exact boundary is the prompt's length where it
+        # is known.
         first = num_prompt if leads and len(prompt.text) == start else whole.first_at(start)
         last = whole.first_at(end)
         labels[first:last] = whole.ids[first:last]
@@ -172,78 +173,20 @@ def _label(plan: _Plan, encoded: list[Encoded]) -> EncodedRow:
     return EncodedRow((sample,) if sample.num_trained else (), plan.turns_cut, differs)
 
 
-def encode_documents(tokenizer: Any, rows: Sequence[Row], max_length: int | None) -> Iterator[EncodedRow]:
-    """Encode documents: each ends with eos; one longer than max_length becomes several windows, losing no token.
-
-    Args:
-        tokenizer: A fast tokenizer with an eos.
-        rows: Rows with text, or with nothing but assistant turns (a text without a question).
-        max_length: Longest window, in tokens; None for no limit.
-
-    Yields:
-        EncodedRow: One for each row, in order.
-
-    Raises:
-        DataError: A row is a conversation.
-    """
-    spellings = special_spellings(tokenizer)
-    for first in range(0, len(rows), _ROWS_AT_A_TIME):
-        some = rows[first : first + _ROWS_AT_A_TIME]
-        texts = [spell_document(tokenizer, document_text(row)) for row in some]
-        for row, text, encoded in zip(some, texts, encode_all(tokenizer, texts, spellings), strict=True):
-            yield EncodedRow(tuple(_windows(tokenizer, row.source, text.text, encoded, max_length)))
-
-
-def document_text(row: Row) -> str:
-    """Return a row's text for pretraining.
-
-    Args:
-        row: A row with text, or with nothing but assistant turns.
-
-    Returns:
-        The document.
-
-    Raises:
-        DataError: The row is a conversation.
-    """
-    if row.text is not None:
-        return row.text
-    if any(message.role != "assistant" for message in row.messages or ()):
-        raise DataError(
-            f"{row.source}: mode pretrain reads plain texts, this row is a conversation: write mode: sft, "
-            'or rows of {"text": ".."}'
-        )
-    return "\n".join(message.content for message in row.messages or ())
-
-
-def _windows(
-    tokenizer: Any, source: str, text: str, encoded: Encoded, max_length: int | None
-) -> Iterator[Sample]:
-    ids = [*encoded.ids, tokenizer.eos_token_id]
-    length = max_length or len(ids)
-    for first in range(0, len(ids), length):
-        last = min(first + length, len(ids))
-        # A character that two windows share (a tokenizer of bytes) stands in the one it begins in.
-        start = encoded.offsets[first][0] if 0 < first < len(encoded.ids) else 0 if first == 0 else len(text)
-        end = encoded.offsets[last][0] if last < len(encoded.ids) else len(text)
-        spelled = text[start:end] + (tokenizer.eos_token if last == len(ids) else "")
-        window = ids[first:last]
-        yield Sample(window, list(window), source, spelled)
-
-
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     """Load a tokenizer from this machine.
 
     Args:
-        path: A Hugging Face folder, or a sentencepiece `.model` (a file, or a folder with tokenizer.model alone): that
-            one gives sentencepiece's own ids, and a warning line is printed where it does not.
+        path: A Hugging Face folder, or a sentencepiece `.model` (a file, or a folder with tokenizer.model
+            alone): that one gives sentencepiece's own ids, and a warning line is printed where it does not.
         trust_remote_code: Run Python code that the folder brings along.
 
     Returns:
         A fast tokenizer (PreTrainedTokenizerFast).
 
     Raises:
-        ConfigError: No such path, no tokenizer in it, no fast one, or it needs remote code that is not allowed.
+        ConfigError: No such path, no tokenizer in it, no fast one, or it needs remote code that is not
+            allowed.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -273,7 +216,8 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
         first_line = str(error).strip().partition("\n")[0]
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise ConfigError(
-                f"model.trust_remote_code: the tokenizer in {path} brings its own Python code: read that code, then "
+                f"model.trust_remote_code: the tokenizer in {path} brings its own Python code: read that "
+                "code, then "
                 "write model.trust_remote_code: true, or name another tokenizer with model.tokenizer"
             ) from error
         raise ConfigError(
@@ -281,7 +225,8 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
         ) from error
     if not tokenizer.is_fast:
         raise ConfigError(
-            f"model.tokenizer: {path} has no fast tokenizer (tokenizer.json): name its tokenizer.model, or convert it"
+            f"model.tokenizer: {path} has no fast tokenizer (tokenizer.json): name its tokenizer.model, "
+            "or convert it"
         )
     return tokenizer
 
@@ -295,6 +240,8 @@ def build_tokenizer(
 ) -> Any:
     """Build a byte-level BPE tokenizer from texts; eos and pad are `<|endoftext|>`, and there is no BOS.
 
+    ConfigError is raised further down where vocab_size is too small.
+
     Args:
         texts: The corpus.
         vocab_size: Entries in all, at most.
@@ -303,9 +250,6 @@ def build_tokenizer(
 
     Returns:
         A fast tokenizer; its save_pretrained writes an ordinary Hugging Face folder.
-
-    Raises:
-        ConfigError: vocab_size is too small.
     """
     from transformers import PreTrainedTokenizerFast
 

@@ -6,9 +6,9 @@
     alpaca      {"instruction": "..", "input": "?", "output": "..", "system": "?", "history": [["u", "a"]]?}
     xtuner      {"conversation": [{"system": "?", "input": "..", "output": "..", "output_with_loss": true?}]}
 
-A file has one format, found from its first 100 rows or given; a row that does not fit it is an error with its line.
-Rows that a format's convention leaves out (alpaca's `<nooutput>`) and keys that nothing reads are counted.
-How a single record is converted is in converters.py.
+A file has one format, found from its first 100 rows or given; a row that does not fit it is an error with
+its line. Rows that a format's convention leaves out (alpaca's `<nooutput>`) and keys that nothing reads are
+counted. How a single record is converted is in converters.py.
 """
 
 from __future__ import annotations
@@ -70,15 +70,15 @@ class RowFile:
 def read_rows(path: str, format: str = "auto") -> RowFile:
     """Read a whole file as rows.
 
+    DataError is raised further down where the file or a row in it cannot be read as one format; the message has
+    file and line.
+
     Args:
         path: A .jsonl, .json or .txt file.
         format: One of FORMATS, or "auto": all of the first 100 rows must agree.
 
     Returns:
         The rows in file order, with counts.
-
-    Raises:
-        DataError: The file or a row in it cannot be read as one format; the message has file and line.
     """
     records = read_records(path)
     head = list(islice(records, _DETECTION_ROWS))
@@ -102,7 +102,8 @@ def _convert(record: Record, convert: Callable[..., Row], result: RowFile) -> No
         if found is not None and found != result.format:
             first = "the rows before it are" if result.detected else "the recipe says"
             raise DataError(
-                f"{record.source}: this row is {found}, {first} {result.format}: put rows of one format in one file"
+                f"{record.source}: this row is {found}, {first} {result.format}: put rows of one format "
+                "in one file"
             ) from None
         raise DataError(f"{record.source}: {error}") from None
 
@@ -128,7 +129,7 @@ def _detect(path: str, head: list[Record]) -> str:
 def _describe_unknown(value: Any) -> str:
     if not isinstance(value, dict):
         return (
-            f"the row is a {json_type(value)}, not an object: each row is an object such as {{'text': '..'}}"
+            f"the row is {json_type(value)}, not an object: each row is an object such as {{'text': '..'}}"
         )
     if not value:
         return "the row is an empty object: fill it or delete it"
@@ -141,7 +142,8 @@ def _describe_unknown(value: Any) -> str:
     nearest, missing = _nearest_format(value)
     if not missing:
         return (
-            f"no known format fits the keys {found}: nearest is {nearest}, whose {REQUIRED_KEYS[nearest][0]!r} "
+            f"no known format fits the keys {found}: nearest is {nearest}, whose "
+            f"{REQUIRED_KEYS[nearest][0]!r} "
             "is not what that format holds: see data.train[].format"
         )
     return (

@@ -1,8 +1,10 @@
-"""Token ids of a rendered text, as any inference server gives them, and what to do about spelled control tokens.
+"""Token ids of a rendered text, as any inference server gives them, and what to do about spelled control
+tokens.
 
-The whole text is tokenised once, without adding special tokens (the template wrote BOS). Where a *content* spells a
-control token ("what does <|im_end|> do?"), those characters are text: the stretch around them, up to the next control
-token that the template itself wrote, is encoded once more by a copy of the tokenizer that knows no control tokens.
+The whole text is tokenised once, without adding special tokens (the template wrote BOS). Where a *content*
+spells a control token ("what does <|im_end|> do?"), those characters are text: the stretch around them, up
+to the next control token that the template itself wrote, is encoded once more by a copy of the tokenizer
+that knows no control tokens.
 
     <|im_start|>user\\nwhat does <|im_end|> do?<|im_end|>\\n
     ^control     ^------------ stretch -------^control
@@ -18,6 +20,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -105,7 +108,8 @@ def encode_all(tokenizer: Any, texts: Sequence[SpelledText], control_tokens: fro
 
     Args:
         tokenizer: A fast tokenizer.
-        texts: Texts, special tokens written out, with their spans that are text though they spell control tokens.
+        texts: Texts, special tokens written out, with their spans that are text though they spell control
+            tokens.
         control_tokens: The spellings that count as control tokens.
 
     Returns:
@@ -169,7 +173,7 @@ def _encode_plain(
     if forbidden & set(encoding.ids):
         # The vocabulary itself holds the spelling (unigram models): cut it after its first character.
         cuts = [stretch[0], *(start + 1 for start, _ in literals), stretch[1]]
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         encoding = plain.encode(text[start:end], add_special_tokens=False)
         result.ids.extend(encoding.ids)
         result.offsets.extend((start + first, start + last) for first, last in encoding.offsets)

@@ -3,9 +3,10 @@
     rows_read      = sum of dropped.<reason> + train.rows + validation.rows
     tokens_encoded = tokens_cut + train.tokens + validation.tokens
 
-These sums are checked whenever a ledger is made. `trained_tokens` are labels that are not -100; `target_tokens` those of
-them that have a token before them in their sample, which is what the loss is divided by. Rows in which nothing is learned
-are dropped before they are encoded, so their tokens are in no count.
+These sums are checked whenever a ledger is made. `trained_tokens` are labels that are not -100;
+`target_tokens` those of them that have a token before them in their sample, which is what the loss is
+divided by. Rows in which nothing is learned are dropped before they are encoded, so their tokens are in no
+count.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ def make_ledger(
 ) -> dict[str, Any]:
     """Put the counts together and check that they agree.
 
+    RuntimeError is raised further down where a row or token is lost or counted twice.
+
     Args:
         counts: What was counted while reading.
         train: Rows kept for training.
@@ -55,9 +58,6 @@ def make_ledger(
 
     Returns:
         Nested numbers.
-
-    Raises:
-        RuntimeError: A row or token is lost or counted twice.
     """
     ledger = {
         "rows_read": counts.rows_read,
@@ -88,7 +88,8 @@ def check_ledger(ledger: Mapping[str, Any]) -> None:
     tokens = ledger["tokens_cut"] + train["tokens"] + validation["tokens"]
     if rows != ledger["rows_read"] or tokens != ledger["tokens_encoded"]:
         raise RuntimeError(
-            f"ledger: {ledger['rows_read']} rows read but {rows} accounted for, {ledger['tokens_encoded']} tokens "
+            f"ledger: {ledger['rows_read']} rows read but {rows} accounted for, "
+            f"{ledger['tokens_encoded']} tokens "
             f"encoded but {tokens} accounted for"
         )
 

@@ -2,8 +2,8 @@
 
     longest first; each goes into the fullest pack that still has room, or opens a new one
 
-Samples keep apart inside a pack (collate.py gives their boundaries), so packing changes no loss. Which pack a sample
-lands in depends on lengths and seed alone. Left out: cutting samples to fill packs.
+Samples keep apart inside a pack (collate.py gives their boundaries), so packing changes no loss. Which pack
+a sample lands in depends on lengths and seed alone. Left out: cutting samples to fill packs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def pack(lengths: Sequence[int], max_length: int, seed: int) -> list[list[int]]:
     rng.shuffle(order)
     order.sort(key=lambda index: -lengths[index])
     packs: list[list[int]] = []
-    # Room left and pack index of packs that still have room, ascending: the first with enough room is the fullest.
+    # Room left and pack index of packs that still have room, ascending: the first with enough room is the
+    # fullest.
     open_packs: list[tuple[int, int]] = []
     for index in order:
         length = lengths[index]

@@ -2,36 +2,34 @@
 
     files -> rows -> encoded rows -> (validation split) -> samples -> packs -> BatchSource
 
-Rows are split before they are packed. Which rows become validation depends on their texts and the seed, not on their
-order, so shuffling a file moves no row from one side to the other. Everything is held in memory.
+Rows are split before they are packed. Which rows become validation depends on their texts and the seed, not
+on their order, so shuffling a file moves no row from one side to the other. Everything is held in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from pyft.config import ConfigError, DataError, DataSource, Recipe, Stage, TokenizerConfig
+from pyft.config import ConfigError, DataError, DataSource, Stage
 from pyft.data.collate import BatchSource
+from pyft.data.documents import encode_documents
 from pyft.data.encode import (
     EncodedRow,
     Sample,
-    build_tokenizer,
     encode_conversations,
-    encode_documents,
-    load_tokenizer,
 )
 from pyft.data.formats import RowFile, read_rows
 from pyft.data.ledger import Counts, format_ledger, make_ledger
 from pyft.data.packing import pack
 from pyft.data.preview import format_sample, wants_colour
+from pyft.data.recipe_tokenizer import tokenizer_for
 from pyft.data.rows import hash_file
-from pyft.data.templates import ChatTemplate, builtin_template
+from pyft.data.split import split_rows
+from pyft.data.templates import ChatTemplate
 
 __all__ = ["PreparedData", "format_ledger", "prepare", "tokenizer_for"]
 
@@ -40,9 +38,10 @@ __all__ = ["PreparedData", "format_ledger", "prepare", "tokenizer_for"]
 class PreparedData:
     """What training needs, and what is shown before it.
 
-    `ledger` is nested numbers; `fingerprint` is a SHA-256 over file contents, options, tokenizer and template;
-    `preview` one sample, written out; `notes` lines such as which format a file was read as. `samples_in_order` has
-    the samples of the training files as they stand in them, those that went to validation included.
+    `ledger` is nested numbers; `fingerprint` is a SHA-256 over file contents, options, tokenizer and
+    template; `preview` one sample, written out; `notes` lines such as which format a file was read as.
+    `samples_in_order` has the samples of the training files as they stand in them, those that went to
+    validation included.
     """
 
     train: BatchSource
@@ -59,6 +58,9 @@ class PreparedData:
 def prepare(stage: Stage, tokenizer: Any, template: ChatTemplate | None) -> PreparedData:
     """Prepare the data of one stage.
 
+    ConfigError is raised further down where the tokenizer or template does not fit the mode, or val_size does
+    not fit the data.
+
     Args:
         stage: The stage.
         tokenizer: A fast tokenizer.
@@ -68,7 +70,6 @@ def prepare(stage: Stage, tokenizer: Any, template: ChatTemplate | None) -> Prep
         Batches, ledger, preview.
 
     Raises:
-        ConfigError: The tokenizer or template does not fit the mode, or val_size does not fit the data.
         DataError: A file or row cannot be used, or nothing is left to learn.
     """
     _check_mode(stage, tokenizer, template)
@@ -185,40 +186,10 @@ def _check_stop(rows: Sequence[EncodedRow], template: ChatTemplate, tokenizer: A
     stops = set(template.stop_token_ids(tokenizer))
     if not any(stops & set(sample.labels) for row in rows for sample in row.samples):
         raise ConfigError(
-            f"template {template.name} leaves {template.end_mark} out of what is learned, so the model would never "
+            f"template {template.name} leaves {template.end_mark} out of what is learned, so the model "
+            "would never "
             "stop (model.template): put it inside {% generation %}, or name a built-in template"
         )
-
-
-def split_rows(
-    rows: Sequence[EncodedRow], val_size: float, seed: int
-) -> tuple[list[EncodedRow], list[EncodedRow]]:
-    """Set rows aside for validation, by their texts and the seed; equal texts stay together as far as may be.
-
-    Args:
-        rows: At least one row, each with samples.
-        val_size: 0 none; below 1 a share (at least one row where there are two); else a number of rows.
-        seed: Of the choice.
-
-    Returns:
-        Rows for training and for validation, each in the order given.
-
-    Raises:
-        ConfigError: val_size leaves no row for training.
-    """
-    count = int(val_size)
-    if 0 < val_size < 1:
-        count = min(max(1, round(val_size * len(rows))), len(rows) - 1)
-    if count >= len(rows):
-        raise ConfigError(
-            f"data.val_size is {val_size} of {len(rows)} rows, which leaves none to train on (data.val_size): lower it"
-        )
-    ranks = [
-        hashlib.sha256(json.dumps([seed, [s.text for s in row.samples]]).encode()).digest() for row in rows
-    ]
-    chosen = set(sorted(range(len(rows)), key=lambda index: ranks[index])[:count])
-    train = [row for index, row in enumerate(rows) if index not in chosen]
-    return train, [row for index, row in enumerate(rows) if index in chosen]
 
 
 def _group(
@@ -236,11 +207,13 @@ def _add_notes(ledger: dict[str, Any], notes: list[str], val_size: float) -> Non
         notes.append("no validation: there is a single row")
     if ledger["duplicates"]:
         notes.append(
-            f"{ledger['duplicates']} validation samples are also training samples: their loss says nothing about new text"
+            f"{ledger['duplicates']} validation samples are also training samples: their loss says "
+            "nothing about new text"
         )
     if ledger["prompt_differs"]:
         notes.append(
-            f"{ledger['prompt_differs']} rows begin with other tokens than chat would send: the tokenizer joins the "
+            f"{ledger['prompt_differs']} rows begin with other tokens than chat would send: the "
+            "tokenizer joins the "
             "prompt's last character to the answer's first"
         )
 
@@ -267,52 +240,3 @@ def fingerprint(stage: Stage, tokenizer: Any, template: ChatTemplate | None) -> 
         "template": template.source if template is not None and stage.mode == "sft" else None,
     }
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-
-
-def tokenizer_for(recipe: Recipe, stage: Stage, directory: Path | None = None) -> Any:
-    """Load or build the tokenizer of a recipe: all its stages share the first one's.
-
-    Args:
-        recipe: The recipe.
-        stage: The stage it is for, whose trust_remote_code counts.
-        directory: Where to save a tokenizer that is built; None for nowhere.
-
-    Returns:
-        A fast tokenizer.
-
-    Raises:
-        ConfigError: It cannot be loaded, or the recipe names none.
-        DataError: A training file to build from cannot be read.
-    """
-    model = recipe.stages[0].model
-    if isinstance(model.tokenizer, TokenizerConfig):
-        tokenizer = _build(recipe, model.tokenizer.vocab_size)
-        if directory is not None:
-            tokenizer.save_pretrained(str(directory))
-        return tokenizer
-    path = model.tokenizer or model.name_or_path
-    if path is None:
-        raise ConfigError("the recipe names no tokenizer (model.tokenizer): write its path, or {type: bpe}")
-    return load_tokenizer(path, trust_remote_code=stage.model.trust_remote_code)
-
-
-def _build(recipe: Recipe, vocab_size: int) -> Any:
-    names = [stage.model.template or "chatml" for stage in recipe.stages if stage.mode == "sft"] or ["chatml"]
-    builtins = [builtin_template(name) for name in names]
-    control_tokens = [token for builtin in builtins for token in builtin.control_tokens]
-    return build_tokenizer(
-        _training_texts(recipe),
-        vocab_size=vocab_size,
-        control_tokens=control_tokens,
-        chat_template=builtins[-1].source,
-    )
-
-
-def _training_texts(recipe: Recipe) -> Iterator[str]:
-    sources = Counter((source.path, source.format) for stage in recipe.stages for source in stage.data.train)
-    for path, format in sources:
-        for row in read_rows(path, format).rows:
-            if row.text is not None:
-                yield row.text
-            for message in row.messages or ():
-                yield message.content

@@ -1,7 +1,7 @@
 """Show a sample as the model sees it: what is learned and what is only read told apart.
 
-On a terminal learned text is green and the rest dim; elsewhere learned text stands in marks ⟦ ⟧. Control characters in
-the data are written as escapes, so that no data can steer a terminal.
+On a terminal learned text is green and the rest dim; elsewhere learned text stands in marks ⟦ ⟧. Control
+characters in the data are written as escapes, so that no data can steer a terminal.
 """
 
 from __future__ import annotations

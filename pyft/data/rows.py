@@ -1,11 +1,11 @@
 """Read records out of .jsonl, .json and .txt files, saying exactly where a broken one is.
 
-    .jsonl   one JSON value a line; only "\\n" ends a line (a "\\r" before it is taken off); blank lines are skipped
+    .jsonl   one JSON value a line; only "\\n" ends a line (a "\\r" before it is dropped); blank ones are skipped
     .json    one array, whose elements are the records; numbered from 1
     .txt     the whole file is one document
 
-What a record means is not known here: that is formats.py. Nothing is guessed or repaired: a file that cannot be
-read to its end raises a DataError `file:line:column: what: how to mend it`.
+What a record means is not known here: that is formats.py. Nothing is guessed or repaired: a file that
+cannot be read to its end raises a DataError `file:line:column: what: how to mend it`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,21 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_pairs)
+
+
+def _decode_value(text: str, start: int, where: str) -> tuple[Any, int]:
+    """Decode one JSON value; its syntax errors (JSONDecodeError) are the caller's to describe."""
+    try:
+        return _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError:
+        raise
+    except _DuplicateKey as error:
+        key = json.dumps(error.args[0], ensure_ascii=False)
+        raise DataError(f"{where}: the key {key} stands twice in one record: keep one of them") from None
+    except RecursionError:
+        raise DataError(f"{where}: the record is nested too deeply: flatten it") from None
+    except ValueError as error:
+        raise DataError(f"{where}: a number cannot be read ({error}): shorten it") from None
 
 
 def read_records(path: str) -> Iterator[Record]:
@@ -116,7 +131,8 @@ def _decode(raw: bytes, path: str, line: int) -> str:
         at_line = line + before.count(b"\n")
         at_byte = error.start - (before.rfind(b"\n") + 1) + 1
         raise DataError(
-            f"{path}:{at_line}:{at_byte}: byte 0x{raw[error.start]:02x} is not UTF-8 (the column counts bytes): "
+            f"{path}:{at_line}:{at_byte}: byte 0x{raw[error.start]:02x} is not UTF-8 (the column counts "
+            "bytes): "
             "save the file as UTF-8"
         ) from error
 
@@ -137,31 +153,24 @@ def _read_lines(path: str) -> Iterator[Record]:
 def _parse_line(text: str, path: str, number: int, whole: bool) -> Any:
     try:
         start = len(text) - len(text.lstrip(_BLANK))
-        value, end = _DECODER.raw_decode(text, start)
+        value, end = _decode_value(text, start, f"{path}:{number}")
         if text[end:].strip(_BLANK):
             raise json.JSONDecodeError("a second value on the line", text, end)
         return value
-    except _DuplicateKey as error:
-        raise DataError(_duplicate(f"{path}:{number}", error)) from None
-    except RecursionError:
-        raise DataError(f"{path}:{number}: the record is nested too deeply: flatten it") from None
     except json.JSONDecodeError as error:
         where = f"{path}:{number}:{error.pos + 1}"
         if not whole:
             raise DataError(
-                f"{where}: the last line is cut ({error.msg}): the file ends inside a record; write the file again "
+                f"{where}: the last line is cut ({error.msg}): the file ends inside a record; write the "
+                "file again "
                 "or delete this line"
             ) from error
         if number == 1 and text.strip(_BLANK) in ("[", "{"):
             raise DataError(
-                f"{where}: the record goes on over several lines: write one record a line, or name an array .json"
+                f"{where}: the record goes on over several lines: write one record a line, or name an "
+                "array .json"
             ) from error
         raise DataError(f"{where}: broken JSON ({error.msg}): mend this line; one record a line") from error
-
-
-def _duplicate(where: str, error: _DuplicateKey) -> str:
-    key = json.dumps(error.args[0], ensure_ascii=False)
-    return f"{where}: the key {key} stands twice in one record: keep one of them"
 
 
 def _read_array(path: str) -> Iterator[Record]:
@@ -176,11 +185,7 @@ def _read_array(path: str) -> Iterator[Record]:
     while text[position : position + 1] != "]":
         row += 1
         try:
-            value, position = _DECODER.raw_decode(text, position)
-        except _DuplicateKey as error:
-            raise DataError(_duplicate(f"{path}:{row}", error)) from None
-        except RecursionError:
-            raise DataError(f"{path}:{row}: the record is nested too deeply: flatten it") from None
+            value, position = _decode_value(text, position, f"{path}:{row}")
         except json.JSONDecodeError as error:
             raise DataError(_describe_array_error(path, text, error.pos, error.msg, row)) from error
         yield Record(value, f"{path}:{row}")
@@ -209,7 +214,7 @@ def _describe_array_error(path: str, text: str, position: int, message: str, row
     column = position - text.rfind("\n", 0, position)
     where = f"{path}:{line}:{column}"
     if position >= len(text):
-        return f"{where}: the file is cut in row {row} ({message}): it ends before the array does; write it again"
+        return f"{where}: the file is cut in row {row} ({message}): it ends too early; write it again"
     return f"{where}: broken JSON in row {row} ({message}): mend it there"
 
 
@@ -217,21 +222,18 @@ def _describe_no_array(path: str, text: str, start: int) -> str:
     line = text.count("\n", 0, start) + 1
     where = f"{path}:{line}:{start - text.rfind(chr(10), 0, start)}"
     try:
-        value, end = _DECODER.raw_decode(text, start)
-    except _DuplicateKey as error:
-        return _duplicate(where, error)
-    except RecursionError:
-        return f"{where}: the record is nested too deeply: flatten it"
+        value, end = _decode_value(text, start, where)
     except json.JSONDecodeError as error:
         return _describe_array_error(path, text, error.pos, error.msg, 1)
     if not isinstance(value, dict):
-        return f"{where}: the file holds one {json_type(value)}, not an array of rows: write [row, row, ...]"
+        return f"{where}: the file holds {json_type(value)}, not an array of rows: write [row, row, ...]"
     if text[end:].strip(_BLANK):
         return f"{where}: the file holds one record after another, not an array: name it .jsonl"
     for key, inner in value.items():
         if isinstance(inner, list) and inner and isinstance(inner[0], dict | list):
             return (
-                f"{where}: the rows are wrapped in an object, under the key {json.dumps(key, ensure_ascii=False)}: "
+                f"{where}: the rows are wrapped in an object, under the key "
+                f"{json.dumps(key, ensure_ascii=False)}: "
                 "save that list itself as the file"
             )
     return f"{where}: the file holds one object, not an array of rows: put it in [ ]"
@@ -244,13 +246,13 @@ def json_type(value: Any) -> str:
         value: What the JSON decoder gave.
 
     Returns:
-        `null`, `true or false`, `number`, `string`, `list` or `object`.
+        It with its article: `a string`, `an object`; or `null`, `true or false`.
     """
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true or false"
-    names = {int: "number", float: "number", str: "string", list: "list", dict: "object"}
+    names = {int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     return names[type(value)]
 
 

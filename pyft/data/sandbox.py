@@ -1,7 +1,7 @@
 """Render chat templates, which are other people's programs, where they can do no harm.
 
-Jinja's immutable sandbox (as in transformers: trimmed blocks, loop controls, `raise_exception`, `strftime_now`,
-`tojson`), plus what it leaves out:
+Jinja's immutable sandbox (as in transformers: trimmed blocks, loop controls, `raise_exception`,
+`strftime_now`, `tojson`), plus what it leaves out:
 
 - `{% generation %} .. {% endgeneration %}`, whose positions in the output are reported;
 - limits: output and every string on the way to it, loop rounds in all, seconds. Nested loops pass Jinja's own
@@ -221,13 +221,12 @@ class CompiledTemplate:
 def compile_template(source: str) -> CompiledTemplate:
     """Parse a template's source; equal sources are parsed once.
 
+    TemplateFailure is raised further down where the source is no valid Jinja.
+
     Args:
         source: Jinja text.
 
     Returns:
         The parsed template.
-
-    Raises:
-        TemplateFailure: The source is no valid Jinja.
     """
     return CompiledTemplate(source)

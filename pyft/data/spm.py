@@ -1,8 +1,8 @@
 """Build a fast tokenizer backend from a sentencepiece `.model`, giving sentencepiece's own ids.
 
-transformers' conversion of such files ranks merges by piece index; sentencepiece ranks them by score, which differs
-for runs of blanks. Here merges are ranked by score, the dummy prefix is the model's own choice, and control and
-user-defined pieces are added tokens. Left out: word and character models, subword sampling.
+transformers' conversion of such files ranks merges by piece index; sentencepiece ranks them by score, which
+differs for runs of blanks. Here merges are ranked by score, the dummy prefix is the model's own choice, and
+control and user-defined pieces are added tokens. Left out: word and character models, subword sampling.
 
 Loading ends with a comparison of both on a probe text; where they differ, one warning line says so.
 """
@@ -70,8 +70,8 @@ def read_sentencepiece(path: str) -> SentencePieceModel:
     user_defined = [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED]
     tags = [text for text in user_defined if _TAG.fullmatch(text)]
     backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in tags])
-    # Runs of blanks, digits and the like are text that is never split, not control tokens. Blanks are matched in
-    # the text as people write it, before they become "▁".
+    # Runs of blanks, digits and the like are text that is never split, not control tokens. Blanks are
+    # matched in the text as people write it, before they become "▁".
     plain = [
         AddedToken(text.replace("▁", " "), normalized=False) for text in user_defined if text not in tags
     ]
@@ -139,8 +139,8 @@ def _set_text_rules(backend: Tokenizer, spec: Any, byte_fallback: bool) -> None:
         backend.normalizer = normalizers.Sequence(steps)
     rules = [pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=False)]
     if spec.add_dummy_prefix:
-        # The first step puts a blank before the text even where it begins with one (which has become "▁" by now);
-        # with "▁" itself as replacement it would not. The second step makes it a "▁".
+        # The first step puts a blank before the text even where it begins with one (which has become "▁" by
+        # now); with "▁" itself as replacement it would not. The second step makes it a "▁".
         rules.insert(0, pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False))
     backend.pre_tokenizer = pre_tokenizers.Sequence(rules)
     back: list[Any] = [decoders.Replace("▁", " ")]
@@ -181,7 +181,9 @@ def warn_where_different(backend: Tokenizer, path: str) -> None:
     different = compare_with_sentencepiece(backend, path)
     if different:
         print(
-            f"warning: {path}: ids differ from sentencepiece's own in {len(different)} of {len(PROBE_TEXTS)} probe "
-            f"texts, such as {different[0]!r}: a model trained with sentencepiece may read such text less well",
+            f"warning: {path}: ids differ from sentencepiece's own in {len(different)} of "
+            f"{len(PROBE_TEXTS)} probe "
+            f"texts, such as {different[0]!r}: a model trained with sentencepiece may read such text "
+            "less well",
             file=sys.stderr,
         )

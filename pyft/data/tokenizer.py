@@ -1,9 +1,10 @@
-"""Make a tokenizer from texts, and read what a tokenizer folder says about itself. Only the `tokenizers` package.
+"""Make a tokenizer from texts, and read what a tokenizer folder says about itself. Only the `tokenizers`
+package.
 
-The built one is a byte-level BPE: every text has ids, and ids give back every text. Words are cut as GPT-4's and
-Qwen's are, with two differences that suit small corpora: each Chinese or Japanese character stands alone (a merge over
-whole sentences would learn the sentences instead of the language), and so does each digit.
-Training is deterministic: equal texts in equal order give equal files.
+The built one is a byte-level BPE: every text has ids, and ids give back every text. Words are cut as
+GPT-4's and Qwen's are, with two differences that suit small corpora: each Chinese or Japanese character
+stands alone (a merge over whole sentences would learn the sentences instead of the language), and so does
+each digit. Training is deterministic: equal texts in equal order give equal files.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from tokenizers.models import BPE
 from pyft.config import ConfigError
 from pyft.data.spm import read_sentencepiece, warn_where_different
 
-# An alternative each: contractions; one CJK character; a word with at most one sign or blank before it; one digit;
-# signs; line ends; blanks, of which the last goes with the word that follows.
+# An alternative each: contractions; one CJK character; a word with at most one sign or blank before it; one
+# digit; signs; line ends; blanks, of which the last goes with the word that follows.
 _CJK = r"\p{Han}\p{Hiragana}\p{Katakana}"
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -52,7 +53,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[st
     smallest = 256 + len(special_tokens)
     if vocab_size < smallest:
         raise ConfigError(
-            f"model.tokenizer.vocab_size: {vocab_size} has no room for 256 bytes and {len(special_tokens)} special "
+            f"model.tokenizer.vocab_size: {vocab_size} has no room for 256 bytes and "
+            f"{len(special_tokens)} special "
             f"tokens: write at least {smallest}"
         )
     backend = Tokenizer(BPE())
@@ -90,7 +92,8 @@ def is_sentencepiece(path: str) -> str | None:
 
 
 def load_sentencepiece(path: str) -> tuple[Tokenizer, dict[str, Any]]:
-    """Make a backend from a `.model`, with the settings of the tokenizer_config.json beside it, if there is one.
+    """Make a backend from a `.model`, with the settings of the tokenizer_config.json beside it, if there is
+    one.
 
     Args:
         path: The `.model` file.
@@ -116,7 +119,8 @@ def load_sentencepiece(path: str) -> tuple[Tokenizer, dict[str, Any]]:
         model.backend.add_tokens([AddedToken(token["content"], normalized=False, special=special)])
         if model.backend.token_to_id(token["content"]) != int(token_id):
             raise ConfigError(
-                f"model.tokenizer: {folder}/tokenizer_config.json gives {token['content']!r} the id {token_id}, which "
+                f"model.tokenizer: {folder}/tokenizer_config.json gives {token['content']!r} the id "
+                f"{token_id}, which "
                 "does not fit tokenizer.model: give the folder its tokenizer.json"
             )
     for key in _SETTINGS:

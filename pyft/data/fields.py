@@ -1,0 +1,81 @@
+"""Read the fields of one record, saying what is wrong with one that is not as it must be.
+
+Every function raises RowError with `what: how to mend it`; file and line are added further up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+from pyft.data.rows import json_type
+
+# Lone surrogates have no UTF-8 form, so no tokenizer can take them; NUL ends strings in half of the world's
+# tools.
+_UNENCODABLE = re.compile("[\ud800-\udfff\0]")
+
+
+class RowError(Exception):
+    """A record that does not fit its format: `what: how to mend it`."""
+
+
+def check_text(value: Any, name: str, *, empty: bool = True) -> str:
+    if value is None:
+        raise RowError(f"{name} is null: write a string")
+    if not isinstance(value, str):
+        raise RowError(f"{name} is {json_type(value)}, not a string: put it in quotes")
+    bad = _UNENCODABLE.search(value)
+    if bad is not None:
+        kind = "a NUL character" if bad[0] == "\0" else f"the lone surrogate \\u{ord(bad[0]):04x}"
+        raise RowError(f"{name} holds {kind} at character {bad.start() + 1}: delete it")
+    if not empty and not value.strip():
+        raise RowError(f"{name} is empty: write the text, or delete the row")
+    return value
+
+
+def get_text(record: dict[str, Any], key: str, name: str, *, empty: bool = True) -> str:
+    if key not in record:
+        raise RowError(f"{name} is missing (keys found: {', '.join(record) or 'none'}): add it")
+    return check_text(record[key], name, empty=empty)
+
+
+def optional_text(record: dict[str, Any], key: str, name: str) -> str:
+    """An absent or null key counts as no text."""
+    return "" if record.get(key) is None else check_text(record[key], name)
+
+
+def read_flag(record: dict[str, Any], key: str, name: str) -> bool | None:
+    value = record.get(key)
+    if value is None or isinstance(value, bool):
+        return value
+    # OpenAI's fine-tuning files weigh a message 0 or 1.
+    as_text = str(value).strip().lower()
+    if as_text in ("true", "1"):
+        return True
+    if as_text in ("false", "0"):
+        return False
+    raise RowError(f"{name} is {value!r}: write true or false")
+
+
+def count_unused(record: dict[str, Any], used: tuple[str, ...], prefix: str, unused: Counter[str]) -> None:
+    for key in record:
+        if key not in used:
+            unused[prefix + key] += 1
+
+
+def expect_object(record: Any) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise RowError(f"the row is {json_type(record)}, not an object: each row is one object")
+    return record
+
+
+def expect_turns(value: Any, name: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise RowError(f"{name} is {json_type(value)}, not a list: write a list of turns")
+    if not value:
+        raise RowError(f"{name} is an empty list: give it turns, or delete the row")
+    for index, turn in enumerate(value):
+        if not isinstance(turn, dict):
+            raise RowError(f"{name}[{index}] is {json_type(turn)}, not an object: write one object a turn")
+    return value

@@ -1,0 +1,62 @@
+"""The tokenizer a recipe means: a model's own, one at a path, or one built from the training texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyft.config import ConfigError, Recipe, Stage, TokenizerConfig
+from pyft.data.encode import build_tokenizer, load_tokenizer
+from pyft.data.formats import read_rows
+from pyft.data.templates import builtin_template
+
+
+def tokenizer_for(recipe: Recipe, stage: Stage, directory: Path | None = None) -> Any:
+    """Load or build the tokenizer of a recipe: all its stages share the first one's.
+
+    DataError is raised further down where a training file to build from cannot be read.
+
+    Args:
+        recipe: The recipe.
+        stage: The stage it is for, whose trust_remote_code counts.
+        directory: Where to save a tokenizer that is built; None for nowhere.
+
+    Returns:
+        A fast tokenizer.
+
+    Raises:
+        ConfigError: It cannot be loaded, or the recipe names none.
+    """
+    model = recipe.stages[0].model
+    if isinstance(model.tokenizer, TokenizerConfig):
+        tokenizer = _build(recipe, model.tokenizer.vocab_size)
+        if directory is not None:
+            tokenizer.save_pretrained(str(directory))
+        return tokenizer
+    path = model.tokenizer or model.name_or_path
+    if path is None:
+        raise ConfigError("the recipe names no tokenizer (model.tokenizer): write its path, or {type: bpe}")
+    return load_tokenizer(path, trust_remote_code=stage.model.trust_remote_code)
+
+
+def _build(recipe: Recipe, vocab_size: int) -> Any:
+    names = [stage.model.template or "chatml" for stage in recipe.stages if stage.mode == "sft"] or ["chatml"]
+    builtins = [builtin_template(name) for name in names]
+    control_tokens = [token for builtin in builtins for token in builtin.control_tokens]
+    return build_tokenizer(
+        _training_texts(recipe),
+        vocab_size=vocab_size,
+        control_tokens=control_tokens,
+        chat_template=builtins[-1].source,
+    )
+
+
+def _training_texts(recipe: Recipe) -> Iterator[str]:
+    named = [(source.path, source.format) for stage in recipe.stages for source in stage.data.train]
+    for path, format in dict.fromkeys(named):
+        for row in read_rows(path, format).rows:
+            if row.text is not None:
+                yield row.text
+            for message in row.messages or ():
+                yield message.content

@@ -1,0 +1,103 @@
+"""Small tokenizers made here, and a recipe stage made from rows."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from pyft.config import load_recipe
+from pyft.data.builtin_templates import BUILTIN_TEMPLATES
+from pyft.data.encode import build_tokenizer, load_tokenizer
+
+CONTROL_TOKENS = sorted({token for builtin in BUILTIN_TEMPLATES.values() for token in builtin.control_tokens})
+WORDS = (
+    "the mountain is high and a river runs deep, who asked? I answered: it's 42 metres. "
+    "世界上第一高峰是珠穆朗玛峰 黄河 长江 user assistant system Hello! def f(x): return x ** 2"
+).split()
+
+
+def make_corpus(seed: int = 0, num_lines: int = 400) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(3, 12))) for _ in range(num_lines)]
+
+
+def train_sentencepiece(folder: Path, name: str, **options: object) -> Path:
+    corpus = folder / f"{name}.txt"
+    corpus.write_text("\n".join(make_corpus()), encoding="utf-8")
+    settings = {
+        "model_type": "bpe",
+        "vocab_size": 420,
+        "byte_fallback": True,
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "normalization_rule_name": "identity",
+        "user_defined_symbols": ["<eoh>", "<eoa>"],
+        "minloglevel": 2,
+    } | options
+    sentencepiece.SentencePieceTrainer.train(input=str(corpus), model_prefix=str(folder / name), **settings)
+    return folder / f"{name}.model"
+
+
+@pytest.fixture(scope="session")
+def bpe():
+    return build_tokenizer(make_corpus(), vocab_size=600, control_tokens=CONTROL_TOKENS)
+
+
+@pytest.fixture(scope="session")
+def bpe_with_bos(tmp_path_factory):
+    """The same, saved and loaded again, with a BOS."""
+    tokenizer = build_tokenizer(make_corpus(), vocab_size=600, control_tokens=[*CONTROL_TOKENS, "<s>"])
+    tokenizer.bos_token = "<s>"
+    folder = tmp_path_factory.mktemp("bpe_with_bos")
+    tokenizer.save_pretrained(folder)
+    return load_tokenizer(str(folder))
+
+
+@pytest.fixture(scope="session")
+def spm_file(tmp_path_factory):
+    return train_sentencepiece(tmp_path_factory.mktemp("spm"), "small")
+
+
+@pytest.fixture(scope="session")
+def spm(spm_file):
+    return load_tokenizer(str(spm_file))
+
+
+@pytest.fixture
+def write_rows(tmp_path):
+    def write(rows: list, name: str = "data.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_recipe(tmp_path):
+    """Write and load a recipe; `settings` are added to a minimal one, sections merged."""
+
+    def make(data: Path | str | list, tokenizer_path: Path | str, **settings: dict):
+        recipe = {
+            "mode": "sft",
+            "model": {"name_or_path": str(tmp_path), "tokenizer": str(tokenizer_path), "template": "chatml"},
+            "data": {"train": [{"path": str(data)}] if not isinstance(data, list) else data},
+        }
+        for key, value in settings.items():
+            recipe[key] = recipe.get(key, {}) | value if isinstance(value, dict) else value
+        path = tmp_path / "recipe.yaml"
+        path.write_text(json.dumps(recipe, ensure_ascii=False), encoding="utf-8")
+        return load_recipe(str(path), [])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bpe_folder(bpe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bpe")
+    bpe.save_pretrained(folder)
+    return folder
