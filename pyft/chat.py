@@ -13,6 +13,7 @@ continues the text.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import secrets
 import sys
 from collections.abc import Callable
@@ -208,8 +209,11 @@ def _template_of(result: Result, tokenizer: Any) -> ChatTemplate | None:
 
 def _converse(chat: Chat) -> None:
     """Read lines and answer them until the end of input."""
-    interactive = sys.stdin.isatty()
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
+        # Gives input() line editing, of wide characters too; where it is missing, lines are still read.
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401
         _say(_HELP)
     while True:
         line = _read_line(interactive)
@@ -232,11 +236,15 @@ def _converse(chat: Chat) -> None:
 
 
 def _read_line(interactive: bool) -> str | None:
-    """One stripped line, None at the end of input. The mark goes to standard error, unlike answers."""
-    if interactive:
-        print("> ", end="", file=sys.stderr, flush=True)
-    line = sys.stdin.readline()
-    return line.strip() if line else None
+    """One stripped line, None at the end of input."""
+    if not interactive:
+        line = sys.stdin.readline()
+        return line.strip() if line else None
+    try:
+        return input("> ").strip()
+    except EOFError:
+        _write("\n")
+        return None
 
 
 def _command(chat: Chat, line: str) -> str:

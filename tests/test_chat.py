@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -17,9 +18,12 @@ from tiny_models import byte_tokenizer, pack, saved_model
 from pyft import chat
 from pyft.config import run_command
 from pyft.data.templates import get_template
-from pyft.model.adapters import attach_adapters, trainable_state
+from pyft.model.adapters import LoRALinear, attach_adapters, trainable_state
 from pyft.model.head import forward_logits
 from pyft.model.load import load_model
+from pyft.model.quantize import NF4Linear
+from pyft.model.restore import load_result
+from pyft.model.results import find_result
 from pyft.model.save import save_adapter, save_model
 from pyft.model.stream import TextStream
 
@@ -116,6 +120,19 @@ def test_prompt_gives_the_answer_alone_and_stops_at_the_end_mark(run, capsys):
         code, out, err = ask(capsys, place, "--prompt", "最高峰？")
         assert (code, out) == (0, "珠穆朗玛峰 😀\n")
         assert "system: be brief" in err and "in nf4" in err and "cut at" not in err
+
+
+def test_a_result_is_loaded_as_it_was_trained(run):
+    model = load_result(find_result(run))
+    layer = model.model.layers[0].mlp.up_proj
+    assert isinstance(layer, LoRALinear) and isinstance(layer.base, NF4Linear) and layer.base.absmax is None
+    assert layer.lora_B.abs().max() > 0 and not model.training
+    settings = json.loads((run / "sft" / "config.yaml").read_text())["model"]
+    changed = dataclasses.replace(find_result(run), double_quant=False, dtype="bfloat16")
+    assert settings["quantization"] == changed.quantization == "nf4"
+    other = load_result(changed)
+    assert other.model.layers[0].mlp.up_proj.base.absmax is not None
+    assert other.model.embed_tokens.weight.dtype == torch.bfloat16
 
 
 def test_a_real_process_writes_the_answer_alone(run):

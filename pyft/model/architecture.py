@@ -246,8 +246,11 @@ def init_model(
         torch.manual_seed(seed)
         model = _from_config(config, torch.float32, trust_remote_code)
     model.generation_config = GenerationConfig(**ids)
-    model = model.to(device=device, dtype=dtype)
+    # Parameters only: rotary tables stay float32, as transformers keeps them.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
     config.dtype = dtype
+    model = model.to(device)
     return model.eval()
 
 

@@ -185,8 +185,7 @@ def _varlen(
     """All samples in one launch of torch's varlen attention; [1, H, T, D] in, [1, T, H, D] out."""
     from torch.nn.attention.varlen import varlen_attn
 
-    # Lengths ride on the CPU until here only when the caller left them there; the longest is known
-    # beforehand, so that no launch waits for the device.
+    # The longest is known to the caller beforehand, so that no launch waits for the device.
     cu_seqlens = cu_seqlens.to(device=query.device, dtype=torch.int32)
     longest = max_length if max_length is not None else int(cu_seqlens.diff().max())
     query, key, value = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))

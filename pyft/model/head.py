@@ -170,11 +170,13 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
 
 
 def _inputs(batch: PackedRow) -> dict[str, Any]:
+    # Sent to the device here, once, and not again by every layer.
+    cu_seqlens = batch.cu_seqlens.to(batch.input_ids.device)
     return {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
-        "cu_seq_lens_q": batch.cu_seqlens,
-        "cu_seq_lens_k": batch.cu_seqlens,
+        "cu_seq_lens_q": cu_seqlens,
+        "cu_seq_lens_k": cu_seqlens,
         "max_length_q": batch.max_seqlen,
         "max_length_k": batch.max_seqlen,
         "use_cache": False,

@@ -105,6 +105,27 @@ def check_vocabulary(model: PreTrainedModel, num_tokens: int) -> None:
         )
 
 
+def check_positions(model: PreTrainedModel, longest: int) -> None:
+    """Look whether samples fit the model's positions: rotary ones stretch, learned ones end.
+
+    Args:
+        model: loaded.
+        longest: tokens of the longest sample.
+
+    Raises:
+        ConfigError: when the model learned its positions and has fewer.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None or longest <= positions:
+        return
+    said = (
+        f"samples have up to {longest} tokens, {type(model).__name__} was made for only {positions} positions"
+    )
+    if not getattr(model.config, "rope_parameters", None):
+        raise ConfigError(f"{said} (data.max_length): lower it to {positions}")
+    logger.warning("%s (data.max_length): it may not use what lies beyond", said)
+
+
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     """Recompute activations in the backward pass, through the model's public switch, never re-entrant.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -235,9 +236,19 @@ def write_safetensors(path: Path, state: dict[str, Tensor]) -> None:
     Args:
         path: replaced if there; a link is not followed.
         state: contiguous tensors.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
     """
     path.unlink(missing_ok=True)
-    save_file(state, path, metadata={"format": "pt"})
+    try:
+        save_file(state, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # A full disk comes as text only; callers tell it from a mistake by its number.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     # The umask can only be read by setting it; the value in between is the strictest.
     umask = os.umask(0o077)
     os.umask(umask)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from pyft.config import ConfigError, NumericsError
 from pyft.model.architecture import init_model
 from pyft.model.checkpoint import open_tensors, stored_dtype
-from pyft.model.load import check_vocabulary, load_model
+from pyft.model.load import check_positions, check_vocabulary, load_model
 from pyft.model.quantize import NF4Linear, linear_names
 
 CASES = [
@@ -278,6 +278,17 @@ def test_tokenizer_longer_than_the_embedding(tmp_path):
         check_vocabulary(model, len(byte_tokenizer()))
 
 
+def test_samples_longer_than_the_positions(caplog):
+    check_positions(random_model("llama"), 256)
+    assert not caplog.records
+    check_positions(random_model("llama"), 257)
+    assert "257 tokens" in caplog.text and "256" in caplog.text
+    learned = random_model("gpt2", n_embd=64, n_head=4, n_layer=1, max_position_embeddings=32)
+    check_positions(learned, 32)
+    with pytest.raises(ConfigError, match=r"33 tokens .*only 32 positions \(data\.max_length\)"):
+        check_positions(learned, 33)
+
+
 MAPPING = {key: value for key, value in SMALL.items() if key != "vocab_size" and not key.endswith("token_id")}
 
 
@@ -297,6 +308,9 @@ def test_init_is_deterministic_and_sets_the_special_tokens(tmp_path):
     assert first.get_input_embeddings().weight.shape == (40, 64)
     assert all(parameter.requires_grad for parameter in first.parameters())
     saved_model(tmp_path, "qwen3")
+    half = init_model({**MAPPING, "model_type": "qwen3"}, seed=5, dtype=torch.bfloat16, **options)
+    assert half.dtype == torch.bfloat16 and half.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert torch.equal(half.lm_head.weight, first.lm_head.weight.bfloat16())
     from_folder = init_model(str(tmp_path), seed=5, **options)
     assert from_folder.lm_head.weight.shape == (40, 64)
 

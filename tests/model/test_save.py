@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 
 import pytest
 import torch
@@ -68,6 +70,23 @@ def test_config_and_modes(tmp_path):
     assert generation["eos_token_id"] == [1, 5]
     assert {file.stat().st_mode & 0o777 for file in (tmp_path / "中 文").iterdir()} == {0o644}
     assert load_model(tmp_path / "中 文", dtype=torch.float32).generation_config.eos_token_id == [1, 5]
+
+
+def test_a_full_disk_is_an_os_error(tmp_path):
+    model = load_model(saved_folder(tmp_path / "base"), dtype=torch.float32)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"model\.safetensors") as caught:
+            save_model(model, tmp_path / "out", torch.float32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+
+
+def saved_folder(folder):
+    saved_model(folder)
+    return folder
 
 
 def test_a_model_that_is_not_plain_is_refused(tmp_path):
