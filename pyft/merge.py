@@ -39,6 +39,8 @@ def merge_run(
 ) -> str:
     """Merge an adapter into its original base and write the result.
 
+    A taken `dest`, or an adapter that does not fit its base, is a ConfigError.
+
     Args:
         adapter: folder with an adapter in PEFT's layout.
         base: folder of the model it was trained on, in float.
@@ -49,9 +51,6 @@ def merge_run(
 
     Returns:
         Name of the dtype written.
-
-    Raises:
-        ConfigError: `dest` is taken, or adapter and base do not fit.
     """
     from pyft.model.adapters import merge_adapters
     from pyft.model.architecture import DTYPES
@@ -81,13 +80,12 @@ def copy_model(
 ) -> None:
     """Copy a whole model with its tokenizer, leaving a run's logs and checkpoints behind.
 
+    A taken `dest` is a ConfigError.
+
     Args:
         source: folder of the model.
         dest: folder to make; it may exist if it is empty.
         tokenizer: folder whose tokenizer files go along.
-
-    Raises:
-        ConfigError: `dest` is taken.
     """
     _refuse_taken(Path(dest))
 

@@ -106,7 +106,7 @@ def attach_adapters(
     target_modules: str | Sequence[str] = ALL_LINEAR,
     seed: int,
 ) -> list[str]:
-    """Freeze the model and put a LoRA update on its linear layers.
+    """Freeze the model and put a LoRA update on its linear layers. Names that match nothing are refused.
 
     Args:
         model: changed in place.
@@ -119,9 +119,6 @@ def attach_adapters(
 
     Returns:
         Names of the adapted layers.
-
-    Raises:
-        ConfigError: when nothing matches, an entry matches nothing, or one matches what is not linear.
     """
     names = matching_names(model, target_modules)
     for parameter in model.parameters():
@@ -150,7 +147,7 @@ def matching_names(model: nn.Module, target_modules: str | Sequence[str]) -> lis
         Dotted names in the model's order.
 
     Raises:
-        ConfigError: as in `attach_adapters`.
+        ConfigError: when nothing matches, an entry matches nothing, or one matches what is not linear.
     """
     available = linear_names(model)
     if target_modules == ALL_LINEAR:

@@ -42,7 +42,7 @@ def load_model(
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Load a causal language model.
+    """Load a causal language model. A stored tensor with NaN or infinity is a NumericsError that names it.
 
     Args:
         path: local folder in Hugging Face format.
@@ -57,7 +57,6 @@ def load_model(
 
     Raises:
         ConfigError: an unusable folder, missing, unexpected or misshapen tensors.
-        NumericsError: a stored tensor holds NaN or infinity; names it.
     """
     if quantization not in (None, "nf4"):
         raise ConfigError(f"unknown quantization {quantization!r} (model.quantization): nf4 or null")

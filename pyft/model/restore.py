@@ -18,15 +18,14 @@ from pyft.model.save import load_adapter_weights, read_adapter_config
 def load_result(result: Result, *, device: str | torch.device = "cpu") -> PreTrainedModel:
     """Load a result as it was trained: the base in its quantisation, and the adapter on it.
 
+    What cannot be loaded, or does not fit, is a ConfigError.
+
     Args:
         result: from `find_result`.
         device: where it goes.
 
     Returns:
         The model in evaluation mode.
-
-    Raises:
-        ConfigError: the base or the adapter cannot be loaded, or they do not fit.
     """
     weights = result.base or result.folder
     dtype = DTYPES[result.dtype] if result.base is not None and result.dtype else stored_dtype(weights)
@@ -44,14 +43,11 @@ def load_result(result: Result, *, device: str | torch.device = "cpu") -> PreTra
 
 
 def apply_adapter(model: PreTrainedModel, folder: str | Path) -> None:
-    """Attach an adapter's layers to a model and read their weights.
+    """Attach an adapter's layers to a model and read their weights; one that does not fit is a ConfigError.
 
     Args:
         model: the base, changed in place.
         folder: with an adapter in PEFT's layout.
-
-    Raises:
-        ConfigError: when it cannot be read or does not fit.
     """
     content = read_adapter_config(folder)
     attach_adapters(

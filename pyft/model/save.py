@@ -239,6 +239,7 @@ def write_safetensors(path: Path, state: dict[str, Tensor]) -> None:
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
+        SafetensorError: anything else that safetensors refuses.
     """
     path.unlink(missing_ok=True)
     try:

@@ -285,7 +285,7 @@ def test_samples_longer_than_the_positions(caplog):
     assert "257 tokens" in caplog.text and "256" in caplog.text
     learned = random_model("gpt2", n_embd=64, n_head=4, n_layer=1, max_position_embeddings=32)
     check_positions(learned, 32)
-    with pytest.raises(ConfigError, match=r"33 tokens .*only 32 positions \(data\.max_length\)"):
+    with pytest.raises(ConfigError, match=r"33 tokens, .*only 32 positions \(data\.max_length\)"):
         check_positions(learned, 33)
 
 
