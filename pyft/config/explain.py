@@ -1,0 +1,107 @@
+"""Turns what pydantic finds wrong with a stage into sentences: what it is, and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+from pyft.config.hints import hint_for
+from pyft.config.key_path import KeyPath
+from pyft.config.names import accepts_null, known_names, name_of
+
+_EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
+    "int_type": lambda _: "give a whole number",
+    "int_from_float": lambda _: "give a whole number",
+    "float_type": lambda _: "give a number",
+    "finite_number": lambda _: "give a finite number",
+    "bool_type": lambda _: "say true or false",
+    "string_type": lambda _: "give text (put it in quotes)",
+    "string_too_short": lambda _: "give a text that is not empty",
+    "list_type": lambda _: "give a list, as [a, b]",
+    "too_short": lambda context: f"give at least {context['min_length']} entry",
+    "greater_than_equal": lambda context: f"give at least {context['ge']}",
+    "greater_than": lambda context: f"give more than {context['gt']}",
+    "less_than_equal": lambda context: f"give at most {context['le']}",
+    "less_than": lambda context: f"give less than {context['lt']}",
+    "literal_error": lambda context: f"say {context['expected'].replace(chr(39), '')}",
+    "value_error": lambda context: str(context["error"]),
+}
+_MISSING = {
+    ("data", "train"): "list what to learn from, as data.train: [{path: rows.jsonl}]",
+    ("data", "train", "path"): "name the file, as path: rows.jsonl",
+    ("data", "validation", "path"): "name the file, as path: rows.jsonl",
+}
+
+
+def error_path(error: ErrorDetails, data: Any) -> KeyPath:
+    """Gives the place of an error in the recipe, without the marks pydantic puts in for alternatives.
+
+    Args:
+        error: one error of pydantic.
+        data: the plain mapping that was validated.
+
+    Returns:
+        Its path.
+    """
+    path: list[str | int] = []
+    for step in error["loc"]:
+        try:
+            data = data[step]
+        except (KeyError, IndexError, TypeError):
+            if error["type"] != "missing":
+                continue
+        path.append(step)
+    return tuple(path)
+
+
+def explain(error: ErrorDetails, path: KeyPath, shown: str) -> tuple[str, str]:
+    """Puts an error into words.
+
+    Args:
+        error: one error of pydantic.
+        path: its place in the stage.
+        shown: that place as the user wrote it.
+
+    Returns:
+        What is wrong, and how to mend it.
+    """
+    kind, name = error["type"], name_of(path)
+    if kind == "extra_forbidden":
+        return f"unknown key {shown}", hint_for(path)
+    if kind == "missing":
+        return f"{shown} is missing", _MISSING.get(name, "add it")
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        keys = [known[-1] for known in known_names() if known[:-1] == name]
+        expected = f"give a mapping of {', '.join(keys)}"
+        if name in (("data", "train"), ("data", "validation")):
+            expected = "give a mapping, as {path: rows.jsonl}"
+    else:
+        expected = _EXPECTED[kind](error.get("ctx", {}))
+    if name in known_names() and accepts_null(name) and "null" not in expected:
+        expected += ", or null for none"
+    return f"{shown} is {describe(error['input'])}", expected
+
+
+def describe(value: Any) -> str:
+    """Names a value in an error message, shortly.
+
+    Args:
+        value: a plain value.
+
+    Returns:
+        Such as `true`, `the text 'abc'`, `a list`.
+    """
+    if value is None:
+        return "empty (null)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f"the text {value!r}" if len(value) <= 60 else f"the text {value[:60]!r}..."
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    if isinstance(value, dict):
+        return "a mapping"
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 30 else "a very large number"

@@ -1,0 +1,269 @@
+"""What a recipe may hold: sections, keys, types, ranges and defaults. The text under each field is its documentation.
+
+Names are those of transformers' TrainingArguments, PEFT and TRL wherever one of them has a name. Only single values are
+checked here; what does not fit together is said in `contradictions`, and what comes from several places in `load`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    StringConstraints,
+    Tag,
+)
+
+SHIPPED_DATA = Path(__file__).resolve().parent.parent / "recipes" / "data"
+SHIPPED_PREFIX = "pyft://"
+LARGEST_COUNT = 2**31 - 1
+
+
+class Section(BaseModel):
+    """A mapping of a recipe. Unknown keys are refused, nothing is converted, and it never changes once read."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+def absolute_path(path: str) -> str:
+    """Makes a path absolute, from the current folder; `~` is the home folder.
+
+    Args:
+        path: any path; wildcards are kept.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        ValueError: the path holds a NUL.
+    """
+    if "\0" in path:
+        raise ValueError("remove the NUL character")
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _data_path(path: str) -> str:
+    if not path.startswith(SHIPPED_PREFIX):
+        return absolute_path(path)
+    parts = path.removeprefix(SHIPPED_PREFIX).split("/")
+    if any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
+        raise ValueError(f"name a shipped file, as {SHIPPED_PREFIX}folder/file.jsonl")
+    return str(SHIPPED_DATA.joinpath(*parts))
+
+
+def _model_path(name: str) -> str:
+    """Makes it absolute unless it can only be a name on the Hugging Face hub (`owner/name`, nothing there on disk)."""
+    is_path = name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.count("/") > 1
+    return absolute_path(name) if is_path or os.path.exists(name) else name
+
+
+def _resume_from(value: str) -> str:
+    return value if value == "auto" else absolute_path(value)
+
+
+def _val_size(value: Any) -> float | int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST_COUNT:
+        raise ValueError("give 0 (no validation), a share below 1, or a whole number of rows")
+    if isinstance(value, float) and value >= 1:
+        raise ValueError(
+            "from 1 on it counts rows: give a whole number, without a decimal point, or a share below 1"
+        )
+    return value
+
+
+def _warmup_steps(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError("from 1 on it counts steps: give a whole number, or a share of all steps below 1")
+    return value
+
+
+def _target_modules(value: Any) -> str | list[str]:
+    if value == "all-linear":
+        return value
+    is_list = isinstance(value, list) and value and all(isinstance(name, str) and name for name in value)
+    if not is_list or len(set(value)) != len(value):
+        raise ValueError("give all-linear, or a list of different module names, as [q_proj, v_proj]")
+    return value
+
+
+def _model_config(value: Any) -> str | dict[str, Any]:
+    if isinstance(value, str) and value:
+        return absolute_path(value)
+    if not isinstance(value, dict) or not isinstance(value.get("model_type"), str):
+        raise ValueError(
+            "give a folder with a config.json, or its keys as a mapping with a model_type, such as qwen3"
+        )
+    return value
+
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+LocalPath = Annotated[Text, AfterValidator(absolute_path)]
+
+
+class DataSource(Section):
+    """One entry of `data.train` or `data.validation`."""
+
+    path: Annotated[Text, AfterValidator(_data_path)]
+    """A file, folder or wildcard; `pyft://...` is a file shipped with pyft."""
+    format: Literal["auto", "text", "alpaca", "messages", "sharegpt", "xtuner"] = "auto"
+    """How its rows are written; auto looks at the first rows."""
+
+
+class DataConfig(Section):
+    """`data:` what is learned from."""
+
+    train: Annotated[list[DataSource], Field(min_length=1)]
+    """The sources of the training rows."""
+    validation: list[DataSource] = []
+    """Rows that are only measured, never learned; without any, `val_size` splits some off `train`."""
+    val_size: Annotated[float | int, PlainValidator(_val_size)] = 0.05
+    """Validation rows split off `train`: 0 none, below 1 a share, else a number of rows. 0 when `validation` is given."""
+    max_length: Annotated[int, Field(ge=2, le=LARGEST_COUNT)] | None = 2048
+    """Tokens of the longest sample, or of a pack; null means no limit."""
+    packing: bool = True
+    """Puts several samples into one row of `max_length` tokens; they do not see each other."""
+    system: str | None = None
+    """System text for rows that have none."""
+
+
+class TokenizerConfig(Section):
+    """`model.tokenizer:` a tokenizer built from the training texts."""
+
+    type: Literal["bpe"] = "bpe"
+    """Byte-level BPE."""
+    vocab_size: Annotated[int, Field(ge=257, le=LARGEST_COUNT)] = 4096
+    """Number of tokens, bytes and special tokens included."""
+
+
+def _tokenizer_kind(value: Any) -> str:
+    return "settings" if isinstance(value, dict | TokenizerConfig) else "path"
+
+
+class ModelConfig(Section):
+    """`model:` what is trained."""
+
+    name_or_path: Annotated[Text, AfterValidator(_model_path)] | None = None
+    """The folder of the model to start from. A later stage has none: it starts from the result of the one before."""
+    template: Text | None = None
+    """Chat template by name; null means the tokenizer's own."""
+    quantization: Literal["nf4"] | None = None
+    """nf4 keeps the frozen weights in 4 bits (QLoRA; needs `adapter`)."""
+    double_quant: bool = True
+    """Quantises the scales of nf4 too, which saves 0.4 bits per weight."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type to compute in and to save."""
+    trust_remote_code: bool = False
+    """Allows Python code that comes with the model to run."""
+    config: Annotated[str | dict[str, Any], PlainValidator(_model_config)] | None = None
+    """With `from_scratch`: the shape of the model, a folder with a config.json or its keys."""
+    from_scratch: bool = False
+    """Starts from random weights instead of a model folder."""
+    tokenizer: (
+        Annotated[
+            Annotated[LocalPath, Tag("path")] | Annotated[TokenizerConfig, Tag("settings")],
+            Discriminator(_tokenizer_kind),
+        ]
+        | None
+    ) = None
+    """A tokenizer's folder or .model file, or settings to build one; null means the model's own."""
+
+
+class AdapterConfig(Section):
+    """`adapter:` LoRA. Without this section all weights are trained."""
+
+    r: Count = 64
+    """Rank."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 16.0
+    """The adapter's output is scaled by lora_alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the adapter's inputs dropped while training."""
+    target_modules: Annotated[str | list[str], PlainValidator(_target_modules)] = "all-linear"
+    """Which linear layers get one: all-linear (all but the output head), or their names."""
+
+
+class TrainConfig(Section):
+    """`train:` how it is trained, measured and saved."""
+
+    output_dir: Annotated[LocalPath, Field(validate_default=True)] = "runs"
+    """Where everything is written; by default runs/<name of the recipe>."""
+    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
+    """Passes over the data."""
+    max_steps: Count | None = None
+    """Optimizer steps; when set it wins over num_train_epochs."""
+    per_device_train_batch_size: Count = 1
+    """Samples per forward pass; with packing, packs."""
+    per_device_eval_batch_size: Count = 1
+    """The same when the validation loss is measured."""
+    gradient_accumulation_steps: Count = 16
+    """Forward passes per optimizer step."""
+    learning_rate: Annotated[float, Field(ge=0)] = 2e-4
+    """Highest learning rate."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate goes down after the warm-up."""
+    warmup_steps: Annotated[float, Field(ge=0, le=LARGEST_COUNT), AfterValidator(_warmup_steps)] = 0.03
+    """Steps over which the learning rate rises; below 1 a share of all steps."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Longer gradients are cut to this length; null means never."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """AdamW's."""
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's."""
+    gradient_checkpointing: bool = True
+    """Computes activations twice instead of storing them: less memory, about a third slower."""
+    logging_steps: Count = 1
+    """A console line every so many steps; the log file has every step."""
+    eval_steps: Count | None = 50
+    """Validation loss and questions every so many steps; null means at the end only."""
+    save_steps: Count | None = 50
+    """A checkpoint every so many steps; null means at the end only."""
+    save_total_limit: Count = 2
+    """Checkpoints kept."""
+    evaluation_inputs: list[Text] = []
+    """Questions the model is asked before, during and after training."""
+    evaluation_system: str | None = None
+    """System text for these questions."""
+    evaluation_max_new_tokens: Count = 64
+    """Longest answer, in tokens."""
+    resume_from_checkpoint: Annotated[Text, AfterValidator(_resume_from)] | None = "auto"
+    """auto goes on from the newest checkpoint in output_dir, if there is one; null starts fresh; or a checkpoint."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Fixes everything random."""
+    report_to: list[Literal["tensorboard", "wandb"]] = []
+    """Trackers that get the numbers too."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes the GPU if there is one."""
+
+
+class Stage(Section):
+    """One run of training: the whole recipe, or an entry of its `stages:`."""
+
+    name: Text
+    """Name of the stage and of its folder; by default its mode."""
+    mode: Literal["pretrain", "sft"] = "sft"
+    """pretrain learns every token of plain text; sft learns the answers of conversations."""
+    model: ModelConfig
+    adapter: AdapterConfig | None = None
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+
+    _previous: str | None = PrivateAttr(default=None)
+
+    @property
+    def previous(self) -> str | None:
+        """Name of the stage whose result this one starts from; None for the first, which has a model of its own."""
+        return self._previous

@@ -1,0 +1,285 @@
+"""Recipes as text: a strict YAML reader and its writer.
+
+Reading keeps to plain values (null, booleans, numbers, text, lists, mappings with text keys). It differs from
+`yaml.safe_load` in this: equal keys are refused with both lines, `1e-5` is a number, a date stays text, every mistake has
+a line and column, and depth and size are bounded (aliases are copied out, so a small file could otherwise become a huge
+one). What `dump_yaml` writes reads the same here and with `yaml.safe_load`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pyft.config.errors import ConfigError
+from pyft.config.key_path import KeyPath, show_path
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 40
+MAX_VALUES = 20_000
+
+_PREFIX = "tag:yaml.org,2002:"
+_PLAIN_TAGS = {_PREFIX + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
+_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
+_MENDS = (
+    ("cannot start any token", "indent with spaces, and put text with special characters in quotes"),
+    ("alias", "put text that begins with * or & in quotes"),
+    ("expected a single document", "keep one recipe per file, with no second '---'"),
+    ("mapping values are not allowed", "check the indentation; put text that holds ': ' in quotes"),
+    ("found unexpected end of stream", "close the quote or bracket that is still open"),
+)
+
+
+@dataclass
+class Document:
+    """A parsed text: its plain value, and the line (from 1) on which each key and list entry stands."""
+
+    data: Any
+    source: str
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's scanner and parser, with a bound on nesting and scientific floats without a dot."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(
+                problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=self.peek_event().start_mark
+            )
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes shared values twice instead of as aliases, and quotes text that `_Loader` would read as a number."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag[len(_PREFIX) :] not in ("timestamp", "value")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(_PREFIX + "float", _FLOAT, list("-+.0123456789"))
+
+
+def read_document(path: Path) -> Document:
+    """Reads a YAML file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its value, which is None for a file without content, and its lines.
+
+    Raises:
+        ConfigError: the file is absent, a folder, unreadable, too large, not UTF-8, or not the YAML allowed here.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder (recipe): give a recipe file, such as a run's config.yaml")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ConfigError(f"no such file (recipe {path}): check the path") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read it: {error.strerror} (recipe {path}): check the file") from None
+    if len(content) > MAX_BYTES:
+        raise ConfigError(
+            f"larger than {MAX_BYTES} bytes (recipe {path}): is this a data file? give a recipe"
+        )
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"not UTF-8 ({path}:{line}): save the recipe as UTF-8 text") from None
+    return parse_text(text, str(path))
+
+
+def parse_text(text: str, source: str) -> Document:
+    """Parses one YAML document.
+
+    Args:
+        text: the YAML.
+        source: what to call it in errors: a file name.
+
+    Returns:
+        Its value and lines.
+
+    Raises:
+        ConfigError: the text is not YAML, or not the part of YAML allowed here.
+    """
+    return _Builder(source).document(_compose(text, source))
+
+
+def parse_value(text: str, source: str) -> Any:
+    """Parses the value of an override; unlike in a file, a `#` in it is an error, since it would cut the value.
+
+    Args:
+        text: YAML of one value.
+        source: what to call it in errors.
+
+    Returns:
+        The value.
+
+    Raises:
+        ConfigError: the text is not YAML, or the end of it would be taken for a comment.
+    """
+    node = _compose(text, source)
+    if node is None or text[node.end_mark.index :].strip():
+        raise ConfigError(f"'#' begins a comment ({source}): put the value in quotes, as key='\"a # b\"'")
+    return _Builder(source).document(node).data
+
+
+def dump_yaml(value: Any) -> str:
+    """Writes a plain value as YAML, keys in their order.
+
+    Args:
+        value: null, booleans, numbers, text, lists and mappings.
+
+    Returns:
+        The text, ending with a newline.
+    """
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _compose(text: str, source: str) -> yaml.Node | None:
+    try:
+        loader = _Loader(text)
+        return loader.get_single_node()
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        line, column = before.count("\n") + 1, error.position - before.rfind("\n")
+        raise ConfigError(
+            f"character U+{ord(text[error.position]):04X} is not allowed ({source}:{line}:{column}): remove it"
+        ) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = error.problem or error.context or "not YAML"
+        mend = next((mend for part, mend in _MENDS if part in problem), "correct the YAML there")
+        raise ConfigError(f"{problem} ({_place(source, mark)}): {mend}") from None
+
+
+def _place(source: str, mark: yaml.Mark) -> str:
+    return f"{source}:{mark.line + 1}:{mark.column + 1}"
+
+
+class _Builder:
+    """Turns composed nodes into plain values, collecting every mistake on the way."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.scalars = _Loader("")
+        self.lines: dict[KeyPath, int] = {}
+        self.problems: list[str] = []
+        self.num_values = 0
+
+    def document(self, node: yaml.Node | None) -> Document:
+        data = None if node is None else self.value(node, ())
+        if self.problems:
+            raise ConfigError(list(dict.fromkeys(self.problems)))
+        return Document(data, self.source, self.lines)
+
+    def value(self, node: yaml.Node, path: KeyPath) -> Any:
+        self.num_values += 1
+        if self.num_values > MAX_VALUES or len(path) > MAX_DEPTH:
+            limit = f"{MAX_VALUES} values" if self.num_values > MAX_VALUES else f"{MAX_DEPTH} levels"
+            raise ConfigError(
+                f"more than {limit} once its aliases are written out ({_place(self.source, node.start_mark)}): "
+                "use fewer aliases (*name)"
+            )
+        if node.tag not in _PLAIN_TAGS:
+            tag = node.tag.replace(_PREFIX, "!!")
+            self.problem(f"tag {tag} is not allowed in a recipe", node, "remove the tag, write a plain value")
+            return None
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.entry(child, (*path, index)) for index, child in enumerate(node.value)]
+        return self.scalar(node)
+
+    def entry(self, node: yaml.Node, path: KeyPath, line: int | None = None) -> Any:
+        self.lines[path] = node.start_mark.line + 1 if line is None else line
+        return self.value(node, path)
+
+    def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        first_lines: dict[str, int] = {}
+        merged: list[yaml.Node] = []
+        for key_node, value_node in node.value:
+            key = self.key(key_node)
+            if key is None:
+                continue
+            line = key_node.start_mark.line + 1
+            if key in first_lines:
+                shown = show_path((*path, key))
+                self.problem(
+                    f"key {shown} is given twice, first in line {first_lines[key]}", key_node, "keep one"
+                )
+                continue
+            first_lines[key] = line
+            if key_node.tag == _PREFIX + "merge":
+                merged.append(value_node)
+            else:
+                result[key] = self.entry(value_node, (*path, key), line)
+        for key_node, value_node in self.merged_pairs(merged):
+            key = self.key(key_node)
+            if key is not None and key not in result:
+                result[key] = self.entry(value_node, (*path, key), key_node.start_mark.line + 1)
+        return result
+
+    def merged_pairs(self, nodes: list[yaml.Node], depth: int = 0) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+        """Gives the pairs that `<<` brings in, nearest first; of equal keys the first one counts."""
+        for node in nodes:
+            self.num_values += len(node.value) if isinstance(node, yaml.CollectionNode) else 1
+            if depth > MAX_DEPTH or self.num_values > MAX_VALUES:
+                raise ConfigError(
+                    f"too many merges (<<) inside one another ({_place(self.source, node.start_mark)}): use fewer"
+                )
+            if isinstance(node, yaml.SequenceNode):
+                yield from self.merged_pairs(node.value, depth + 1)
+            elif isinstance(node, yaml.MappingNode):
+                inner = [value for key, value in node.value if key.tag == _PREFIX + "merge"]
+                yield from (pair for pair in node.value if pair[0].tag != _PREFIX + "merge")
+                yield from self.merged_pairs(inner, depth + 1)
+            else:
+                self.problem("<< merges mappings only", node, "give it an alias of a mapping (<<: *name)")
+
+    def key(self, node: yaml.Node) -> str | None:
+        if node.tag == _PREFIX + "merge":
+            return "<<"
+        if node.tag == _PREFIX + "str" and isinstance(node, yaml.ScalarNode):
+            return str(node.value)
+        shown = (
+            f"{node.value!r} is read as {node.tag.replace(_PREFIX, '')}"
+            if isinstance(node.value, str)
+            else "it"
+        )
+        self.problem(f"a key has to be text; {shown}", node, "put the key in quotes")
+        return None
+
+    def scalar(self, node: yaml.Node) -> Any:
+        try:
+            value = self.scalars.construct_object(node)
+        except (ValueError, KeyError, OverflowError, yaml.YAMLError):
+            kind = node.tag.replace(_PREFIX, "")
+            self.problem(f"{str(node.value)[:40]!r} is no {kind}", node, "correct it, or put text in quotes")
+            return None
+        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+            self.problem("half a character (a lone surrogate)", node, "write the character itself")
+        return value
+
+    def problem(self, what: str, node: yaml.Node, mend: str) -> None:
+        self.problems.append(f"{what} ({_place(self.source, node.start_mark)}): {mend}")
