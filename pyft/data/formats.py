@@ -128,9 +128,7 @@ def _detect(path: str, head: list[Record]) -> str:
 
 def _describe_unknown(value: Any) -> str:
     if not isinstance(value, dict):
-        return (
-            f"the row is {json_type(value)}, not an object: each row is an object such as {{'text': '..'}}"
-        )
+        return f"the row is {json_type(value)}, not an object: each row is an object such as {{'text': '..'}}"
     if not value:
         return "the row is an empty object: fill it or delete it"
     found = ", ".join(value)

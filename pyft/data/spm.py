@@ -2,7 +2,8 @@
 
 transformers' conversion of such files ranks merges by piece index; sentencepiece ranks them by score, which
 differs for runs of blanks. Here merges are ranked by score, the dummy prefix is the model's own choice, and
-control and user-defined pieces are added tokens. Left out: word and character models, subword sampling.
+control pieces and user-defined ones that look like tags are special tokens. Left out: word and character
+models, subword sampling.
 
 Loading ends with a comparison of both on a probe text; where they differ, one warning line says so.
 """
@@ -63,19 +64,12 @@ def read_sentencepiece(path: str) -> SentencePieceModel:
             f"model.tokenizer: {path} is neither a BPE nor a unigram model: use another tokenizer"
         )
     backend = Tokenizer(_make_bpe(proto) if kind == _BPE else _make_unigram(proto))
-    _set_text_rules(backend, proto.normalizer_spec, proto.trainer_spec.byte_fallback)
+    _set_text_rules(backend, proto)
     for piece in proto.pieces:
         if piece.type in (_CONTROL, _UNKNOWN):
             backend.add_special_tokens([AddedToken(piece.piece, normalized=False, special=True)])
-    user_defined = [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED]
-    tags = [text for text in user_defined if _TAG.fullmatch(text)]
+    tags = [text for text in _user_defined(proto) if _TAG.fullmatch(text)]
     backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in tags])
-    # Runs of blanks, digits and the like are text that is never split, not control tokens. Blanks are
-    # matched in the text as people write it, before they become "▁".
-    plain = [
-        AddedToken(text.replace("▁", " "), normalized=False) for text in user_defined if text not in tags
-    ]
-    backend.add_tokens(plain)
     spec = proto.trainer_spec
     pieces = proto.pieces
     bos, eos, unk, pad = (
@@ -83,6 +77,16 @@ def read_sentencepiece(path: str) -> SentencePieceModel:
         for index in (spec.bos_id, spec.eos_id, spec.unk_id, spec.pad_id)
     )
     return SentencePieceModel(backend, bos, eos, unk, pad)
+
+
+def _user_defined(proto: Any) -> list[str]:
+    """Pieces that sentencepiece takes whole wherever they stand."""
+    return [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED]
+
+
+def _plain_pieces(proto: Any) -> list[str]:
+    """Those of them that are text (runs of blanks, digits, words) and not control tokens; longest first."""
+    return sorted((text for text in _user_defined(proto) if not _TAG.fullmatch(text)), key=len, reverse=True)
 
 
 def _parse(path: str) -> Any:
@@ -119,6 +123,8 @@ def _make_bpe(proto: Any) -> BPE:
         unk_token=proto.pieces[proto.trainer_spec.unk_id].piece,
         fuse_unk=True,
         byte_fallback=proto.trainer_spec.byte_fallback,
+        # A piece that _set_text_rules has cut out stays whole.
+        ignore_merges=bool(_plain_pieces(proto)),
     )
 
 
@@ -127,24 +133,34 @@ def _make_unigram(proto: Any) -> Unigram:
     return Unigram(vocab, unk_id=proto.trainer_spec.unk_id, byte_fallback=proto.trainer_spec.byte_fallback)
 
 
-def _set_text_rules(backend: Tokenizer, spec: Any, byte_fallback: bool) -> None:
+def _set_text_rules(backend: Tokenizer, proto: Any) -> None:
+    spec = proto.normalizer_spec
     steps: list[Any] = []
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
-    if spec.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    joins_blanks = spec.remove_extra_whitespaces
+    if joins_blanks:
+        steps += [normalizers.Replace(Regex(r" +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        if not spec.add_dummy_prefix:
+            steps.append(normalizers.Replace(Regex(r"\A "), ""))
     if spec.escape_whitespaces:
         steps.append(normalizers.Replace(" ", "▁"))
     if steps:
         backend.normalizer = normalizers.Sequence(steps)
-    rules = [pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=False)]
-    if spec.add_dummy_prefix:
-        # The first step puts a blank before the text even where it begins with one (which has become "▁" by
-        # now); with "▁" itself as replacement it would not. The second step makes it a "▁".
+    # Where blanks are joined, one at the start of the text becomes the dummy prefix itself.
+    scheme = "first" if spec.add_dummy_prefix and joins_blanks else "never"
+    rules: list[Any] = [pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)]
+    if spec.add_dummy_prefix and not joins_blanks:
+        # This step puts a blank before the text even where it begins with one (which has become "▁" by now);
+        # with "▁" itself as replacement it would not. The step after it makes that blank a "▁".
         rules.insert(0, pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False))
+    plain = _plain_pieces(proto)
+    if plain:
+        pattern = Regex("|".join(re.escape(text) for text in plain))
+        rules.append(pre_tokenizers.Split(pattern, behavior="isolated"))
     backend.pre_tokenizer = pre_tokenizers.Sequence(rules)
     back: list[Any] = [decoders.Replace("▁", " ")]
-    if byte_fallback:
+    if proto.trainer_spec.byte_fallback:
         back.append(decoders.ByteFallback())
     back.append(decoders.Fuse())
     if spec.add_dummy_prefix:

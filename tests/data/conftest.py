@@ -58,8 +58,19 @@ def bpe_with_bos(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def spm_file(tmp_path_factory):
-    return train_sentencepiece(tmp_path_factory.mktemp("spm"), "small")
+def corpus():
+    return make_corpus()
+
+
+@pytest.fixture(scope="session")
+def make_spm(tmp_path_factory):
+    """Train a small sentencepiece model with other options; gives its path."""
+    return lambda name, **options: train_sentencepiece(tmp_path_factory.mktemp("spm"), name, **options)
+
+
+@pytest.fixture(scope="session")
+def spm_file(make_spm):
+    return make_spm("small")
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +92,7 @@ def write_rows(tmp_path):
 def make_recipe(tmp_path):
     """Write and load a recipe; `settings` are added to a minimal one, sections merged."""
 
-    def make(data: Path | str | list, tokenizer_path: Path | str, **settings: dict):
+    def make(data: Path | str | list, tokenizer_path: Path | str, /, **settings: dict):
         recipe = {
             "mode": "sft",
             "model": {"name_or_path": str(tmp_path), "tokenizer": str(tokenizer_path), "template": "chatml"},

@@ -1,0 +1,309 @@
+"""From a recipe to batches: splits, counts that agree, refusals, fingerprints."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from pyft.config import ConfigError, DataError
+from pyft.data.encode import IGNORED
+from pyft.data.ledger import check_ledger, format_ledger
+from pyft.data.prepare import prepare, tokenizer_for
+from pyft.data.preview import format_sample, split_by_training
+from pyft.data.templates import get_template
+
+
+def make_rows(count: int, seed: int = 0) -> list[dict]:
+    rng = random.Random(seed)
+    words = "the mountain river runs deep high who 世界 高峰 42".split()
+    return [
+        {
+            "instruction": f"question {number} " + " ".join(rng.choices(words, k=rng.randint(1, 8))),
+            "output": " ".join(rng.choices(words, k=rng.randint(1, 30))),
+        }
+        for number in range(count)
+    ]
+
+
+def prepare_recipe(recipe, index: int = 0):
+    stage = recipe.stages[index]
+    tokenizer = tokenizer_for(recipe, stage)
+    template = get_template(stage.model.template, tokenizer) if stage.mode == "sft" else None
+    return prepare(stage, tokenizer, template)
+
+
+@pytest.fixture
+def run(make_recipe, bpe_folder):
+    return lambda path, /, **settings: prepare_recipe(make_recipe(path, bpe_folder, **settings))
+
+
+def test_every_count_agrees(write_rows, run):
+    rows = make_rows(60)
+    rows[3]["output"] = "<nooutput>"
+    rows[7]["output"] = "word " * 300
+    rows[9]["output"] = "word " * 400
+    path = write_rows(rows)
+    prepared = run(path, data={"train": [{"path": str(path)}], "max_length": 128, "val_size": 0.1})
+    ledger = prepared.ledger
+    assert ledger["rows_read"] == 60
+    assert ledger["dropped"] == {"nooutput": 1, "no_trained_tokens": 0, "overlong": 2}
+    assert (ledger["train"]["rows"], ledger["validation"]["rows"]) == (51, 6)
+    assert ledger["tokens_cut"] > 700
+    everything = prepared.samples_in_order
+    assert len(everything) == 57
+    assert sum(len(s.input_ids) for s in everything) == ledger["tokens_encoded"] - ledger["tokens_cut"]
+    for part, samples, source in (
+        (ledger["train"], prepared.train_samples, prepared.train),
+        (ledger["validation"], prepared.validation_samples, prepared.validation),
+    ):
+        lengths = sorted(len(sample.input_ids) for sample in samples)
+        assert part["samples"] == len(samples)
+        assert part["tokens"] == sum(lengths)
+        assert part["length"]["max"] == lengths[-1] <= 128
+        assert part["length"]["p50"] == lengths[(len(lengths) + 1) // 2 - 1]
+        trained = sum(label != IGNORED for sample in samples for label in sample.labels)
+        assert part["trained_tokens"] == part["target_tokens"] == trained
+        assert part["trained_share"] == pytest.approx(trained / sum(lengths), abs=1e-4)
+        batches = [source.batch(0, index) for index in range(source.num_batches)]
+        assert part["packs"] == len(batches)
+        assert part["target_tokens"] == sum(batch.num_targets for batch in batches)
+        assert part["tokens"] == sum(batch.num_tokens for batch in batches)
+        assert part["fill"] == pytest.approx(sum(lengths) / (len(batches) * 128), abs=1e-4)
+        assert all(batch.num_tokens <= 128 for batch in batches)
+
+
+def test_a_ledger_whose_sums_do_not_agree_is_an_error(write_rows, run):
+    ledger = run(write_rows(make_rows(10))).ledger
+    for change in ({"rows_read": 11}, {"tokens_cut": 1}, {"dropped": {"overlong": 1}}):
+        with pytest.raises(RuntimeError, match="accounted for"):
+            check_ledger(ledger | change)
+
+
+def test_table_shows_the_numbers(write_rows, run):
+    text = format_ledger(run(write_rows(make_rows(40))).ledger)
+    for label in ("rows read", "dropped: overlong", "tokens trained", "packs", "fill of packs", "length p90"):
+        assert label in text
+    assert "\t" not in text and "\r" not in text
+
+
+def test_a_row_of_exactly_max_length_is_kept(write_rows, run):
+    path = write_rows(make_rows(1))
+    length = run(path, data={"train": [{"path": str(path)}], "val_size": 0}).ledger["tokens_encoded"]
+    settings = {"train": [{"path": str(path)}], "val_size": 0}
+    assert run(path, data=settings | {"max_length": length}).ledger["train"]["fill"] == 1.0
+    with pytest.raises(DataError) as caught:
+        run(path, data=settings | {"max_length": length - 1})
+    message = str(caught.value)
+    assert "none of the 1 rows is left to train on (dropped: overlong 1)" in message
+    assert f"raise data.max_length (now {length - 1}; the longest row has {length} tokens)" in message
+
+
+def test_nothing_is_trained(write_rows, run):
+    row = {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "loss": False}]
+    }
+    with pytest.raises(
+        DataError, match=r"dropped: no_trained_tokens 2\): give at least one row with an answer"
+    ):
+        run(write_rows([row, row]))
+
+
+def test_split_does_not_depend_on_the_order_of_rows(write_rows, run):
+    rows = make_rows(40)
+    one = run(write_rows(rows, "a.jsonl"))
+    two = run(write_rows(rows[::-1], "b.jsonl"))
+    assert {s.text for s in one.validation_samples} == {s.text for s in two.validation_samples}
+    assert len(one.validation_samples) == 2
+    assert not {s.text for s in one.validation_samples} & {s.text for s in one.train_samples}
+    other = run(write_rows(rows, "a.jsonl"), train={"seed": 7})
+    assert {s.text for s in one.validation_samples} != {s.text for s in other.validation_samples}
+
+
+@pytest.mark.parametrize(
+    ("val_size", "count", "expected"),
+    [(0, 10, 0), (0.5, 10, 5), (0.01, 10, 1), (0.99, 2, 1), (3, 10, 3), (0.5, 1, 0), (9, 10, 9)],
+)
+def test_val_size(write_rows, run, val_size, count, expected):
+    path = write_rows(make_rows(count))
+    prepared = run(path, data={"train": [{"path": str(path)}], "val_size": val_size})
+    assert len(prepared.validation_samples) == expected
+    assert (prepared.validation is None) == (expected == 0)
+    assert len(prepared.train_samples) == count - expected
+    assert (expected == 0 and val_size > 0) == ("no validation: there is a single row" in prepared.notes)
+
+
+def test_val_size_that_leaves_nothing(write_rows, run):
+    path = write_rows(make_rows(10))
+    with pytest.raises(ConfigError, match="data.val_size is 10 of 10 rows"):
+        run(path, data={"train": [{"path": str(path)}], "val_size": 10})
+
+
+def test_validation_files_and_duplicates(write_rows, run):
+    rows = make_rows(20)
+    train, validation = (
+        write_rows(rows, "train.jsonl"),
+        write_rows([*rows[:3], *make_rows(4, seed=5)], "val.jsonl"),
+    )
+    prepared = run(train, data={"train": [{"path": str(train)}], "validation": [{"path": str(validation)}]})
+    ledger = prepared.ledger
+    assert (ledger["rows_read"], ledger["train"]["rows"], ledger["validation"]["rows"]) == (27, 20, 7)
+    assert ledger["duplicates"] == 3
+    assert any(note.startswith("3 validation samples are also training samples") for note in prepared.notes)
+    assert [sample.source for sample in prepared.samples_in_order] == [f"{train}:{n}" for n in range(1, 21)]
+
+
+def test_several_files_of_different_formats(write_rows, run, tmp_path):
+    one = write_rows(make_rows(3), "a.jsonl")
+    two = tmp_path / "b.json"
+    two.write_text(
+        json.dumps([{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}])
+    )
+    prepared = run([{"path": str(one)}, {"path": str(two), "format": "sharegpt"}])
+    assert [s.source for s in prepared.samples_in_order] == [f"{one}:1", f"{one}:2", f"{one}:3", f"{two}:1"]
+    assert prepared.notes[:2] == [
+        f"{one}: format alpaca (found from its keys), 3 rows",
+        f"{two}: format sharegpt (as given), 1 rows",
+    ]
+
+
+def test_without_packing_each_sample_is_a_group(write_rows, run):
+    path = write_rows(make_rows(10))
+    data = {"train": [{"path": str(path)}], "packing": False, "max_length": None, "val_size": 0}
+    prepared = run(path, data=data, train={"per_device_train_batch_size": 4})
+    assert prepared.train.num_batches == 3
+    assert "packs" not in prepared.ledger["train"]
+    assert [len(prepared.train.batch(0, index).cu_seqlens) - 1 for index in range(3)] == [4, 4, 2]
+
+
+def test_pretrain(write_rows, run):
+    rows = [{"text": "the river runs deep " * n} for n in range(1, 30)]
+    path = write_rows(rows)
+    prepared = run(
+        path, mode="pretrain", data={"train": [{"path": str(path)}], "max_length": 32, "val_size": 0.1}
+    )
+    ledger = prepared.ledger
+    assert (ledger["rows_read"], ledger["train"]["rows"], ledger["validation"]["rows"]) == (29, 26, 3)
+    assert ledger["tokens_cut"] == 0
+    assert ledger["train"]["trained_share"] == 1.0
+    assert ledger["train"]["samples"] > 26
+    # The first token of a sample has nothing before it to be told from.
+    assert ledger["train"]["target_tokens"] == ledger["train"]["tokens"] - ledger["train"]["samples"]
+    # Windows of one document stay on one side of the split.
+    sides = [{s.source for s in samples} for samples in (prepared.train_samples, prepared.validation_samples)]
+    assert not sides[0] & sides[1]
+    check_ledger(ledger)
+
+
+def test_modes_that_do_not_fit_the_rows(write_rows, run):
+    with pytest.raises(DataError, match=r"data\.jsonl:1: mode pretrain reads plain texts"):
+        run(write_rows(make_rows(2)), mode="pretrain")
+    with pytest.raises(DataError, match=r"data\.jsonl:1: mode sft reads conversations"):
+        run(write_rows([{"text": "a"}]))
+
+
+def test_a_refused_row_names_its_line(write_rows, run):
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"messages": talk}, {"messages": [talk[0], {"role": "tool", "content": "1"}, talk[1]]}]
+    with pytest.raises(DataError, match=r"data\.jsonl:2: the row uses tools, which chatml has no place for"):
+        run(write_rows(rows))
+
+
+def test_an_end_mark_that_is_never_learned_is_refused(write_rows, run, bpe_folder, tmp_path):
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    for file in bpe_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "chat_template.jinja").write_text(source)
+    settings = {"tokenizer": str(folder), "template": None}
+    with pytest.raises(
+        ConfigError, match=r"leaves <\|im_end\|> out of what is learned, so the model would never stop"
+    ):
+        run(write_rows(make_rows(3)), model=settings)
+    fixed = source.replace("{% endgeneration %}", "<|im_end|>{% endgeneration %}").replace(
+        "{% endif %}<|im", "{% endif %}"
+    )
+    (folder / "chat_template.jinja").write_text(
+        fixed.replace("{{ m.content }}{% endif %}_end|>", "{{ m.content }}<|im_end|>{% endif %}")
+    )
+    assert run(write_rows(make_rows(3)), model=settings).ledger["train"]["trained_tokens"] > 0
+
+
+def test_fingerprint_is_of_the_content(write_rows, run, tmp_path):
+    path = write_rows(make_rows(5))
+    base = run(path).fingerprint
+    moved = tmp_path / "elsewhere.jsonl"
+    moved.write_bytes(path.read_bytes())
+    assert run(moved).fingerprint == base
+    data = {"train": [{"path": str(path)}]}
+    others = [
+        run(path, data=data | {"max_length": 512}),
+        run(path, data=data | {"system": "S"}),
+        run(path, data=data | {"packing": False}),
+        run(path, train={"seed": 1}),
+        run(path, model={"template": "llama3_chat"}),
+        run(write_rows(make_rows(5, seed=3))),
+    ]
+    prints = [other.fingerprint for other in others]
+    assert len({base, *prints}) == len(prints) + 1
+
+
+def test_preview_tells_learned_from_read(write_rows, run, bpe):
+    prepared = run(write_rows([{"instruction": "who \x1b[31m", "output": "世界 river"}]))
+    sample = prepared.train_samples[0]
+    assert prepared.preview.endswith(
+        "\n".join(
+            [
+                "<|im_start|>user",
+                "who \\x1b[31m<|im_end|>",
+                "<|im_start|>assistant",
+                "⟦世界 river<|im_end|>⟧",
+                "",
+            ]
+        )
+    )
+    coloured = format_sample(sample, bpe, colour=True)
+    assert "\x1b[32m世界 river<|im_end|>\x1b[0m" in coloured
+    assert "\x1b[31m" not in coloured
+    parts = list(split_by_training(sample, bpe))
+    assert "".join(text for _, text in parts) == sample.text
+    assert [text for trained, text in parts if trained] == ["世界 river<|im_end|>"]
+
+
+def test_long_preview_says_that_it_is_cut(write_rows, run):
+    prepared = run(write_rows([{"instruction": "q", "output": "river " * 900}]), data={"max_length": 4096})
+    assert "(the first 2000 of " in prepared.preview
+    assert len(prepared.preview) < 2300
+
+
+def test_tokenizer_built_from_the_texts_of_all_stages(write_rows, tmp_path, make_recipe):
+    texts = write_rows([{"text": "High is Everest, high is Everest."}] * 20, "texts.jsonl")
+    chats = write_rows(
+        [{"instruction": "Which one?", "output": "Chomolungma, Chomolungma."}] * 20, "chats.jsonl"
+    )
+    stages = [
+        {"mode": "pretrain", "data": {"train": [{"path": str(texts)}]}},
+        {"mode": "sft", "data": {"train": [{"path": str(chats)}]}},
+    ]
+    model = {
+        "name_or_path": None,
+        "from_scratch": True,
+        "config": {"model_type": "llama"},
+        "tokenizer": {"type": "bpe", "vocab_size": 400},
+        "template": None,
+    }
+    recipe = make_recipe(texts, "", model=model, stages=stages)
+    tokenizer = tokenizer_for(recipe, recipe.stages[1], tmp_path / "saved")
+    assert len(tokenizer(" Chomolungma")["input_ids"]) == len(tokenizer(" Everest")["input_ids"]) == 1
+    again = tokenizer_for(recipe, recipe.stages[0])
+    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert (tmp_path / "saved" / "tokenizer.json").is_file()
+    assert get_template(None, tokenizer).end_mark == "<|im_end|>"
+    for index in (0, 1):
+        assert prepare_recipe(recipe, index).ledger["rows_read"] == 20
