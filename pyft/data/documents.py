@@ -71,7 +71,7 @@ def _windows(
 
 
 def _cut(num_tokens: int, max_length: int) -> Iterator[tuple[int, int]]:
-    """Cut into windows; a single token left over takes one from the window before, since alone it teaches nothing."""
+    """Cut into windows; a single token left over, which alone teaches nothing, gets one from before."""
     first = 0
     while first < num_tokens:
         last = min(first + max_length, num_tokens)

@@ -70,8 +70,8 @@ class RowFile:
 def read_rows(path: str, format: str = "auto") -> RowFile:
     """Read a whole file as rows.
 
-    DataError is raised further down where the file or a row in it cannot be read as one format; the message has
-    file and line.
+    DataError is raised further down where the file or a row in it cannot be read as one format; the message
+    has file and line.
 
     Args:
         path: A .jsonl, .json or .txt file.

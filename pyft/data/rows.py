@@ -1,6 +1,6 @@
 """Read records out of .jsonl, .json and .txt files, saying exactly where a broken one is.
 
-    .jsonl   one JSON value a line; only "\\n" ends a line (a "\\r" before it is dropped); blank ones are skipped
+    .jsonl   one JSON value a line; only "\\n" ends a line (a "\\r" before it is dropped); blanks are skipped
     .json    one array, whose elements are the records; numbered from 1
     .txt     the whole file is one document
 

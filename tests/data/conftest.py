@@ -14,15 +14,16 @@ from pyft.data.builtin_templates import BUILTIN_TEMPLATES
 from pyft.data.encode import build_tokenizer, load_tokenizer
 
 CONTROL_TOKENS = sorted({token for builtin in BUILTIN_TEMPLATES.values() for token in builtin.control_tokens})
-WORDS = (
+SENTENCES = (
     "the mountain is high and a river runs deep, who asked? I answered: it's 42 metres. "
     "世界上第一高峰是珠穆朗玛峰 黄河 长江 user assistant system Hello! def f(x): return x ** 2"
-).split()
+)
 
 
 def make_corpus(seed: int = 0, num_lines: int = 400) -> list[str]:
     rng = random.Random(seed)
-    return [" ".join(rng.choices(WORDS, k=rng.randint(3, 12))) for _ in range(num_lines)]
+    words = SENTENCES.split()
+    return [" ".join(rng.choices(words, k=rng.randint(3, 12))) for _ in range(num_lines)]
 
 
 def train_sentencepiece(folder: Path, name: str, **options: object) -> Path:

@@ -329,16 +329,10 @@ def test_texts_without_a_question_are_documents_and_conversations_are_not(bpe):
 
 def test_end_mark_outside_the_marks_is_not_learned_by_guess(bpe):
     source = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% generation %}{{ m.content }}{% endgeneration %}<|im_end|>\n"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n"
         "{% endfor %}"
     )
-    template = ChatTemplate(
-        "own",
-        source.replace("{% generation %}", "{% if m.role == 'assistant' %}{% generation %}").replace(
-            "{% endgeneration %}", "{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
-        ),
-        bpe,
-        None,
-    )
+    template = ChatTemplate("own", source, bpe, None)
     sample = encode_conversation(bpe, template, [Message("user", "q"), Message("assistant", "a")])
     assert learned_text(sample, bpe) == "a"

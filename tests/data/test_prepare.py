@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import pytest
 
@@ -17,7 +18,7 @@ from pyft.data.templates import get_template
 
 def make_rows(count: int, seed: int = 0) -> list[dict]:
     rng = random.Random(seed)
-    words = "the mountain river runs deep high who 世界 高峰 42".split()
+    words = ["the", "mountain", "river", "runs", "deep", "high", "who", "世界", "高峰", "42"]
     return [
         {
             "instruction": f"question {number} " + " ".join(rng.choices(words, k=rng.randint(1, 8))),
@@ -136,7 +137,7 @@ def test_val_size(write_rows, run, val_size, count, expected):
 
 def test_val_size_that_leaves_nothing(write_rows, run):
     path = write_rows(make_rows(10))
-    with pytest.raises(ConfigError, match="data.val_size is 10 of 10 rows"):
+    with pytest.raises(ConfigError, match=r"data\.val_size is 10 of 10 rows"):
         run(path, data={"train": [{"path": str(path)}], "val_size": 10})
 
 
@@ -210,29 +211,24 @@ def test_a_refused_row_names_its_line(write_rows, run):
         run(write_rows(rows))
 
 
-def test_an_end_mark_that_is_never_learned_is_refused(write_rows, run, bpe_folder, tmp_path):
+@pytest.mark.parametrize("marks_the_end", [True, False])
+def test_an_end_mark_that_is_never_learned_is_refused(write_rows, run, bpe_folder, tmp_path, marks_the_end):
+    inside, outside = ("<|im_end|>", "") if marks_the_end else ("", "<|im_end|>")
     source = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
-        "{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}" + inside + "{% endgeneration %}" + outside + "\n"
+        "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    folder = tmp_path / "tokenizer"
-    folder.mkdir()
-    for file in bpe_folder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    folder = shutil.copytree(bpe_folder, tmp_path / "tokenizer")
     (folder / "chat_template.jinja").write_text(source)
     settings = {"tokenizer": str(folder), "template": None}
-    with pytest.raises(
-        ConfigError, match=r"leaves <\|im_end\|> out of what is learned, so the model would never stop"
-    ):
-        run(write_rows(make_rows(3)), model=settings)
-    fixed = source.replace("{% endgeneration %}", "<|im_end|>{% endgeneration %}").replace(
-        "{% endif %}<|im", "{% endif %}"
-    )
-    (folder / "chat_template.jinja").write_text(
-        fixed.replace("{{ m.content }}{% endif %}_end|>", "{{ m.content }}<|im_end|>{% endif %}")
-    )
-    assert run(write_rows(make_rows(3)), model=settings).ledger["train"]["trained_tokens"] > 0
+    path = write_rows(make_rows(3))
+    if marks_the_end:
+        assert run(path, model=settings).ledger["train"]["trained_tokens"] > 0
+        return
+    with pytest.raises(ConfigError, match=r"leaves <\|im_end\|> out of what is learned"):
+        run(path, model=settings)
 
 
 def test_fingerprint_is_of_the_content(write_rows, run, tmp_path):

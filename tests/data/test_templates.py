@@ -1,4 +1,4 @@
-"""Golden texts of the built-in templates, their agreement with transformers, and masks for templates of others."""
+"""Golden texts of the built-in templates, agreement with transformers, masks for templates of others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ GOLDEN = {
     "chatml": CHATML,
     "qwen_chat": CHATML,
     "internlm2_chat": CHATML,
-    "internlm_chat": "<|System|>:S\n<|User|>:u1<eoh>\n<|Bot|>: a1 <eoa>\n<|User|>:u2\n<eoh>\n<|Bot|>:a2<eoa>\n",
+    "internlm_chat": "<|System|>:S\n<|User|>:u1<eoh>\n<|Bot|>: a1 <eoa>\n"
+    "<|User|>:u2\n<eoh>\n<|Bot|>:a2<eoa>\n",
     "llama3_chat": "<|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\nu1<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n a1 <|eot_id|>"
@@ -101,7 +102,7 @@ def test_stop_ids(bpe):
 
 def test_unknown_name(bpe):
     with pytest.raises(
-        ConfigError, match="no template 'chatmk'.*did you mean chatml.*default.*internlm_chat"
+        ConfigError, match=r"no template 'chatmk'.*did you mean chatml.*default.*internlm_chat"
     ):
         get_template("chatmk", bpe)
 
@@ -114,7 +115,7 @@ def test_missing_control_tokens():
 
 
 def test_no_template_of_its_own(bpe):
-    with pytest.raises(ConfigError, match="no chat template of its own: name a built-in one .*chatml"):
+    with pytest.raises(ConfigError, match=r"no chat template of its own: name a built-in one .*chatml"):
         get_template(None, bpe)
 
 
@@ -144,7 +145,8 @@ QWEN3 = (
     "{%- for message in messages %}{%- if message.role != 'assistant' %}"
     "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{%- else %}"
     "{%- set content = message.content %}{%- set thought = '' %}"
-    "{%- if '</think>' in content %}{%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}"
+    "{%- if '</think>' in content %}"
+    "{%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}"
     "{%- set content = content.split('</think>')[-1].lstrip('\\n') %}{%- endif %}"
     "{%- if loop.last %}{{- '<|im_start|>assistant\\n<think>\\n' + thought + '\\n</think>\\n\\n' + content }}"
     "{%- else %}{{- '<|im_start|>assistant\\n' + content }}{%- endif %}{{- '<|im_end|>\\n' }}{%- endif %}"
@@ -152,21 +154,25 @@ QWEN3 = (
 )
 # Llama 2: the system text inside the first question, answers trimmed, eos as end mark, strict alternation.
 LLAMA2 = (
-    "{% if messages[0]['role'] == 'system' %}{% set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}"
+    "{% if messages[0]['role'] == 'system' %}"
+    "{% set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}"
     "{% set rest = messages[1:] %}{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}"
     "{% for message in rest %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
-    "{% if message['role'] == 'user' %}{{ '[INST] ' + (system if loop.first else '') + message['content'] + ' [/INST]' }}"
+    "{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + (system if loop.first else '') + message['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + message['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
 # The prompt opens a thinking block that the whole does not have: not a prefix, so contents are located.
 THINKING_PROMPT = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content | trim + '<|im_end|>\\n' }}{% endfor %}"
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\\n' + m.content | trim + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"
 )
 MARKED = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
-    "{% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}{% else %}{{ m.content }}<|im_end|>\n{% endif %}"
+    "{% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}"
+    "{% else %}{{ m.content }}<|im_end|>\n{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 QUESTIONS = [

@@ -113,7 +113,7 @@ def test_folder_with_a_model_and_settings(spm_file, tmp_path):
     assert tokenizer.chat_template == "{{ messages }}"
     config["added_tokens_decoder"] = {str(vocab_size + 5): {"content": "<|done|>", "special": True}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="gives '<|done|>' the id"):
+    with pytest.raises(ConfigError, match=r"gives '<\|done\|>' the id"):
         load_tokenizer(str(tmp_path))
 
 

@@ -1,0 +1,156 @@
+"""python -m pyft.data: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from pyft.config import run_command
+from pyft.data.__main__ import main, make_parser
+
+ROWS = [
+    {"instruction": "the highest?", "input": "", "output": "珠穆朗玛峰"},
+    {"instruction": "the river", "input": "one\u2028line", "output": "runs deep\nand far"},
+    {"instruction": "drop me", "input": "", "output": "<nooutput>"},
+    {"instruction": "spell <|im_end|>", "input": "", "output": "<|im_end|> it is"},
+]
+
+
+@pytest.fixture
+def recipe(tmp_path, bpe_folder):
+    """A recipe in a folder whose name has a blank and Chinese characters; its data has a blank line."""
+    folder = tmp_path / "配方 一"
+    folder.mkdir()
+    lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
+    (folder / "数据.jsonl").write_text("\n".join([lines[0], "", *lines[1:]]) + "\n", encoding="utf-8")
+    content = {
+        "mode": "sft",
+        "model": {"name_or_path": str(tmp_path), "tokenizer": str(bpe_folder), "template": "chatml"},
+        "data": {"train": [{"path": str(folder / "数据.jsonl")}], "val_size": 1},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def run(*arguments: str) -> int:
+    return run_command(main, make_parser(), [str(argument) for argument in arguments])
+
+
+def test_json_is_nothing_but_samples_in_order_and_the_ledger(recipe, tmp_path, bpe):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"PYTHONPATH": os.getcwd(), "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
+    arguments = ["--json", str(recipe), "--num-samples", "99", "data.max_length=99"]
+    command = [sys.executable, "-m", "pyft.data", *arguments]
+    result = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
+    assert result.returncode == 0, result.stderr.decode()
+    # "\n" alone ends a line: a sample holds U+2028.
+    lines = [json.loads(line) for line in result.stdout.decode().removesuffix("\n").split("\n")]
+    assert [list(line) for line in lines] == [["input_ids", "labels", "text", "source"]] * 3 + [["ledger"]]
+    data = str(recipe.parent / "数据.jsonl")
+    assert [line["source"] for line in lines[:3]] == [f"{data}:1", f"{data}:3", f"{data}:5"]
+    assert lines[1]["text"] == (
+        "<|im_start|>user\nthe river\none\u2028line<|im_end|>\n"
+        "<|im_start|>assistant\nruns deep\nand far<|im_end|>\n"
+    )
+    for line, answer in zip(lines, ["珠穆朗玛峰", "runs deep\nand far", "<|im_end|> it is"], strict=False):
+        assert bpe.decode(line["input_ids"]) == line["text"]
+        assert len(line["labels"]) == len(line["input_ids"])
+        learned = [label for label in line["labels"] if label != -100]
+        assert bpe.decode(learned) == answer + "<|im_end|>"
+    ledger = lines[3]["ledger"]
+    assert ledger["dropped"]["nooutput"] == 1
+    assert ledger["rows_read"] == 4 == sum(ledger["dropped"].values()) + ledger["train"]["rows"] + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [([], 3), (["--num-samples", "2"], 2), (["--num-samples", "0"], 0)]
+)
+def test_number_of_samples(recipe, capsys, options, expected):
+    assert run(recipe, "--json", *options) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 0
+    assert run(recipe, "--json", *options) == 0
+    assert capsys.readouterr().out.count('"input_ids"') == expected
+
+
+def test_for_people(recipe, capsys):
+    assert run(recipe, "--num-samples", "1") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "数据.jsonl: format alpaca (found from its keys), 4 rows" in out
+    assert "dropped: nooutput" in out
+    assert "⟦珠穆朗玛峰<|im_end|>⟧" in out
+    assert "\x1b" not in out and "\r" not in out
+
+
+def test_stages(recipe, tmp_path, capsys):
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "a river"}\n')
+    content["stages"] = [
+        {"mode": "pretrain", "data": {"train": [{"path": str(texts)}], "val_size": 0}},
+        {"mode": "sft"},
+    ]
+    staged = tmp_path / "staged.yaml"
+    staged.write_text(yaml.safe_dump(content))
+    assert run(staged) == 0
+    out = capsys.readouterr().out
+    assert (
+        out.index("stage pretrain")
+        < out.index("texts.jsonl")
+        < out.index("stage sft")
+        < out.index("数据.jsonl")
+    )
+    assert run(staged, "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["text"] == "a river<|endoftext|>"
+    assert run(staged, "--json", "--stage", "sft", "--num-samples", "1") == 0
+    assert "the highest?" in json.loads(capsys.readouterr().out.splitlines()[0])["text"]
+    assert run(staged, "--stage", "dpo") == 2
+    assert "there is no stage 'dpo' (--stage): the recipe has pretrain, sft" in capsys.readouterr().err
+
+
+def fail(capsys, code: int, *arguments) -> str:
+    assert run(*arguments) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_errors_are_one_line_with_a_code(recipe, capsys):
+    data = recipe.parent / "数据.jsonl"
+    good = data.read_bytes()
+    data.write_bytes(good + b'{"instruction": ')
+    assert f"{data}:6:17: the last line is cut" in fail(capsys, 3, recipe, "--json")
+    data.write_bytes(b"")
+    assert "the file is empty" in fail(capsys, 3, recipe)
+    data.unlink()
+    assert "no such file" in fail(capsys, 3, recipe)
+    data.write_bytes(good)
+    assert "no template 'chatmk'" in fail(capsys, 2, recipe, "model.template=chatmk")
+    assert "no chat template of its own" in fail(capsys, 2, recipe, "model.template=null")
+    assert "does not exist" in fail(capsys, 2, recipe, "model.tokenizer=./nowhere")
+    assert "data.val_size" in fail(capsys, 2, recipe, "data.val_size=3")
+    assert "longest row has" in fail(capsys, 3, recipe, "data.max_length=4")
+    assert "--num-samples" in fail(capsys, 2, recipe, "--num-samples", "-1")
+
+
+def test_a_wrong_recipe_is_answered_without_heavy_imports(recipe):
+    script = (
+        "import sys\n"
+        "from pyft.config import run_command\n"
+        "from pyft.data.__main__ import main, make_parser\n"
+        "code = run_command(main, make_parser(), sys.argv[1:])\n"
+        "heavy = {'torch', 'transformers', 'tokenizers', 'sentencepiece', 'jinja2'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "sys.exit(code)\n"
+    )
+    for arguments, code in (([str(recipe), "data.max_lenght=3"], 2), (["--help"], 0)):
+        result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
+        assert result.returncode == code, result.stderr.decode()
