@@ -13,7 +13,7 @@ from pyft.config.errors import (
     OutOfMemory,
     PyftError,
 )
-from pyft.config.load import Recipe, find_recipe, load_recipe
+from pyft.config.load import Recipe, load_recipe
 from pyft.config.schema import (
     AdapterConfig,
     DataConfig,
@@ -23,7 +23,7 @@ from pyft.config.schema import (
     TokenizerConfig,
     TrainConfig,
 )
-from pyft.config.shipped import shipped_recipes
+from pyft.config.shipped import find_recipe, shipped_recipes
 from pyft.config.yaml_text import dump_yaml
 
 __all__ = [

@@ -8,8 +8,9 @@
     if __name__ == "__main__":
         sys.exit(run_command(main, parser))
 
-A mistake becomes one line `error: what (where): how to mend it` on stderr and the exit code of its kind; a traceback is
-printed with `--debug` only. torch is never imported here: its errors are known by the module already loaded.
+A mistake becomes one line `error: what (where): how to mend it` on stderr and the exit code of its kind; a
+traceback is printed with `--debug` only. torch is never imported here: its errors are known by the module
+already loaded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What does not fit together in a stage, though each value alone is fine.
 
-The checks read the plain mapping, not the validated one, so that they are reported together with wrong types and unknown
-keys. A value of a wrong type is left to the schema.
+The checks read the plain mapping, not the validated one, so that they are reported together with wrong types
+and unknown keys. A value of a wrong type is left to the schema.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def contradictions(stage: dict[str, Any], *, is_first: bool) -> Iterator[Contrad
         yield Contradiction(
             ("model", "quantization"),
             f"model.quantization is {quantization} but there is no adapter: 4-bit weights cannot be trained",
-            "add an adapter section (adapter: {}) for QLoRA, or remove model.quantization for full fine-tuning",
+            "add an adapter (adapter: {}) for QLoRA, or remove model.quantization for full fine-tuning",
         )
     if _value(stage, "data", "packing") is True and _value(stage, "data", "max_length") is None:
         yield Contradiction(
@@ -69,12 +69,12 @@ def _about_the_start(
             yield Contradiction(
                 ("model", "config"),
                 "model.config is given without model.from_scratch",
-                "add model.from_scratch: true for random weights, or remove model.config (a model brings its own)",
+                "add model.from_scratch: true, or remove model.config (a model brings its own)",
             )
         if isinstance(tokenizer, dict):
             yield Contradiction(
                 ("model", "tokenizer"),
-                "model.tokenizer builds a new tokenizer without model.from_scratch, which a trained model cannot read",
+                "model.tokenizer builds a tokenizer without model.from_scratch: a model brings its own",
                 "remove it, or give the path of a tokenizer, or add model.from_scratch: true",
             )
         if name is None and isinstance(stage.get("model"), dict):
@@ -94,7 +94,7 @@ def _about_the_start(
         yield Contradiction(
             scratch_path,
             "model.from_scratch is true without model.config",
-            "say the model's shape in model.config: a folder with a config.json, or its keys (model_type: qwen3, ...)",
+            "give the model's shape in model.config: a folder with a config.json, or its keys",
         )
     if tokenizer is None:
         yield Contradiction(
@@ -121,7 +121,7 @@ def _given(stage: dict[str, Any], section: str, key: str) -> Any:
 
 
 def _value(stage: dict[str, Any], section: str, key: str) -> Any:
-    """Gives the value that counts: what is written, else the default. None where the section is of a wrong type."""
+    """Gives what is written, else the default; None where the section is of a wrong type."""
     mapping = stage.get(section)
     if not isinstance(mapping, dict):
         return None

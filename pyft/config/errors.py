@@ -1,7 +1,7 @@
 """The errors pyft raises on purpose, each with the exit code its command ends with.
 
-An error carries one message or several; each is printed as a line of its own, `error: what (where): how to mend it`.
-Libraries raise these; only `pyft.config.command` turns them into an exit code.
+An error carries one message or several; each is printed as a line of its own, `error: what (where): how to
+mend it`. Libraries raise these; only `pyft.config.command` turns them into an exit code.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ class PyftError(Exception):
 
     Args:
         messages: one message, or one per mistake, each as `what (where): how to mend it`.
+
+    Attributes:
+        exit_code: what the command ends with.
     """
 
-    exit_code = 1
+    exit_code: int = 1
 
     def __init__(self, messages: str | Sequence[str]) -> None:
         self.messages: list[str] = [messages] if isinstance(messages, str) else list(messages)

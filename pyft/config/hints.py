@@ -1,7 +1,7 @@
 """What to write instead of a name that a recipe cannot have.
 
-First the table of names that other tools use for the same thing, then the same word in another section, then the nearest
-name by spelling.
+First the table of names that other tools use for the same thing, then the same word in another section, then
+the nearest name by spelling.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def _likeness(one: Name, other: Name) -> float:
 
 
 def _with_indices(name: Name, path: KeyPath) -> KeyPath:
-    """Gives a known name the list indices of the path it stands for: data.train.format -> data.train[0].format."""
+    """Gives a known name the indices of the path it stands for: data.train.path -> data.train[0].path."""
     result: list[str | int] = []
     for depth, step in enumerate(name):
         result.append(step)

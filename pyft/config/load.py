@@ -1,4 +1,4 @@
-"""From a recipe's name and overrides to a checked `Recipe`: find, read, merge stages, override, validate, resolve.
+"""From a recipe's name and overrides to a checked `Recipe`.
 
     file ── top level ──┬── merged with stages[0] ── overrides ── Stage ┐
                         └── merged with stages[1] ── overrides ── Stage ┴── Recipe
@@ -9,7 +9,6 @@ Every mistake found on the way is kept with its place, and all are raised togeth
 from __future__ import annotations
 
 import copy
-import difflib
 import os
 import re
 from dataclasses import dataclass, field
@@ -22,15 +21,17 @@ from pyft.config.contradictions import contradictions
 from pyft.config.errors import ConfigError
 from pyft.config.explain import describe, error_path, explain
 from pyft.config.key_path import KeyPath, show_path
-from pyft.config.names import Name, accepts_null
+from pyft.config.merge import deep_merge
 from pyft.config.overrides import COMMAND_LINE, Override, apply_override, parse_overrides
+from pyft.config.places import Places
 from pyft.config.schema import Stage
-from pyft.config.shipped import shipped_recipes
+from pyft.config.shipped import find_recipe
 from pyft.config.yaml_text import Document, read_document
 
 _SECTIONS = ("model", "data", "train")
 _FIRST_STAGE_ONLY = ("name_or_path", "config", "from_scratch", "tokenizer")
 _FOLDER_NAME = re.compile(r"\w[\w.-]{0,63}")
+_OF_THE_RECIPE = ("name", "stages")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Recipe:
     staged: bool
     """Whether the file has `stages:`."""
     resolved: dict[str, Any]
-    """Everything as plain values, overrides folded in, defaults written out, paths absolute; loads as an equal Recipe."""
+    """All of it as plain values, overrides and defaults too, paths absolute; loads as an equal Recipe."""
 
 
 def load_recipe(recipe: str, overrides: list[str]) -> Recipe:
@@ -64,73 +65,45 @@ def load_recipe(recipe: str, overrides: list[str]) -> Recipe:
     source = find_recipe(recipe)
     document = read_document(source)
     if not isinstance(document.data, dict) or not document.data:
-        kind = "is empty" if not document.data else f"holds {describe(document.data)}"
+        kind = f"is {describe(document.data)}" if document.data else "is empty"
         raise ConfigError(
             f"the recipe {kind} ({source}): write keys, as mode: sft; see python -m pyft.recipes"
         )
     return _Assembly(source, document, overrides).recipe()
 
 
-def find_recipe(recipe: str) -> Path:
-    """Finds a recipe by path or shipped name.
-
-    Args:
-        recipe: a shipped name wins over a path without a suffix.
-
-    Returns:
-        A path that exists, though possibly a folder.
-
-    Raises:
-        ConfigError: there is none; the nearest shipped names are listed.
-    """
-    shipped = shipped_recipes()
-    if recipe in shipped:
-        return shipped[recipe]
-    path = Path(recipe).expanduser() if recipe and "\0" not in recipe else None
-    if path is not None and os.path.exists(path):
-        return path
-    stem = Path(recipe).name.removesuffix(".yaml").removesuffix(".yml")
-    close = difflib.get_close_matches(stem, shipped, n=1, cutoff=0.6)
-    mend = f"did you mean {close[0]}?" if close else "check the path"
-    raise ConfigError(f"no such recipe (recipe {recipe}): {mend} Shipped recipes: {', '.join(shipped)}")
-
-
 class _Assembly:
     """One loading: the parts of the recipe and the mistakes found in them."""
 
-    def __init__(self, source: Path, document: Document, overrides: list[str]) -> None:
+    def __init__(self, source: Path, document: Document, texts: list[str]) -> None:
         self.source = source
-        self.lines = document.lines
-        self.problems: list[str] = []
-        self.overrides, problems = parse_overrides(overrides)
-        self.problems += problems
+        self.overrides, self.problems = parse_overrides(texts)
+        self.places = Places(source, document.lines, self.overrides)
         self.top: dict[str, Any] = copy.deepcopy(document.data)
-        self._override(self.top, [item for item in self.overrides if item.path[0] in ("stages", "name")])
+        self._override_recipe()
         self.name = self._recipe_name(self.top.pop("name", None))
         self.staged = "stages" in self.top
         self.entries = self._stage_entries(self.top.pop("stages", None))
 
     def recipe(self) -> Recipe:
         plain = self._merged_stages()
-        names = self._stage_names(plain)
+        names = self._name_stages(plain)
         stages = [self._stage(index, stage, names) for index, stage in enumerate(plain)]
         if self.problems:
             raise ConfigError(list(dict.fromkeys(self.problems)))
         built = [stage for stage in stages if stage is not None]
         output_dir = built[0].train.output_dir
         if self.staged:
-            built = [self._in_own_folder(stage) for stage in built]
+            built = [_in_own_folder(stage) for stage in built]
         return Recipe(
             self.name, self.source, built, output_dir, self.staged, self._resolved(built, output_dir)
         )
 
-    # ---- parts
-
     def _recipe_name(self, name: Any) -> str:
         if name is None:
             return self.source.name.removesuffix(".yaml").removesuffix(".yml")
-        if not isinstance(name, str) or not _FOLDER_NAME.fullmatch(name):
-            self._problem(("name",), f"name is {describe(name)}", "use letters, digits, '-', '_' and '.'")
+        if not isinstance(name, str) or "/" in name or "\0" in name or name in ("", ".", ".."):
+            self._problem(("name",), f"name is {describe(name)}", "give text that can be a folder's name")
             return "recipe"
         return name
 
@@ -141,70 +114,51 @@ class _Assembly:
             mend = "list at least one, as stages: [{mode: sft}], or remove the key"
             self._problem(("stages",), f"stages is {describe(entries)}", mend)
             return []
-        kept: list[dict[str, Any]] = []
         for index, entry in enumerate(entries):
             if not isinstance(entry, dict):
                 what = f"stages[{index}] is {describe(entry)}"
                 self._problem(("stages", index), what, "give a mapping, as {name: sft, mode: sft}")
-            kept.append(entry if isinstance(entry, dict) else {})
-        return kept
+        return [entry if isinstance(entry, dict) else {} for entry in entries]
 
     def _merged_stages(self) -> list[dict[str, Any]]:
         """Gives each stage as one plain mapping: top level, then its entry, then the overrides."""
         merged = [deep_merge(self.top, entry) for entry in self.entries]
-        general = [item for item in self.overrides if item.path[0] not in ("stages", "name")]
-        for stage, targets in zip(merged, self._targets(merged, general), strict=True):
-            self._override(stage, targets)
-        for index, stage in enumerate(merged):
+        general = [item for item in self.overrides if item.path[0] not in _OF_THE_RECIPE]
+        for index, (stage, chosen) in enumerate(zip(merged, _share_out(general, merged), strict=True)):
+            self._override(stage, chosen)
             for section in _SECTIONS:
                 if stage.get(section) is None:
                     stage[section] = {}
             self._settle(index, stage)
         return merged
 
-    @staticmethod
-    def _targets(merged: list[dict[str, Any]], overrides: list[Override]) -> list[list[Override]]:
-        """Says which overrides each stage gets: all, but `adapter.x=...` only where there is an adapter, if any has one."""
-        some_adapter = any(stage.get("adapter") is not None for stage in merged)
-
-        def applies(item: Override, stage: dict[str, Any]) -> bool:
-            inside_adapter = item.path[0] == "adapter" and len(item.path) > 1
-            return not (inside_adapter and some_adapter and stage.get("adapter") is None)
-
-        return [[item for item in overrides if applies(item, stage)] for stage in merged]
-
     def _settle(self, index: int, stage: dict[str, Any]) -> None:
         """Fills in what depends on the recipe as a whole, and refuses what a stage cannot have of its own."""
         model, data, train = (stage[section] for section in _SECTIONS)
         if isinstance(train, dict) and "output_dir" not in train:
-            train["output_dir"] = f"runs/{self.name}"
+            train["output_dir"] = os.path.join("runs", self.name)
         if isinstance(data, dict) and data.get("validation") and "val_size" not in data:
             data["val_size"] = 0
-        if not self.staged:
-            stage["name"] = stage.get("mode", "sft")
-            return
         entry = self.entries[index]
-        if _given(entry, ("train", "output_dir")) is not None:
-            path = ("stages", index, "train", "output_dir")
-            what = f"{show_path(path)} is given, but a stage writes into a folder of its own"
-            self._problem(path, what, "set train.output_dir at the top level")
-        if index == 0:
-            return
-        for key in _FIRST_STAGE_ONLY:
-            if _given(entry, ("model", key)) not in (None, False):
-                path = ("stages", index, "model", key)
-                what = (
-                    f"{show_path(path)} is given, but a later stage starts from the result of the one before"
+        if _given(entry, "train", "output_dir") is not None:
+            self._refuse_own(
+                ("stages", index, "train", "output_dir"),
+                "a stage writes into a folder of its own",
+                "set train.output_dir at the top level",
+            )
+        for key in _FIRST_STAGE_ONLY if index > 0 else ():
+            if _given(entry, "model", key) not in (None, False):
+                self._refuse_own(
+                    ("stages", index, "model", key),
+                    "a later stage starts from the result of the one before",
+                    f"remove it, or move it to stages[0].model.{key}",
                 )
-                self._problem(path, what, f"remove it, or move it to stages[0].model.{key}")
             if isinstance(model, dict):
                 model.pop(key, None)
 
-    def _stage_names(self, stages: list[dict[str, Any]]) -> list[str]:
-        """Checks that the names of stages can be folders, each its own."""
+    def _name_stages(self, stages: list[dict[str, Any]]) -> list[str]:
+        """Writes each stage's name into it, after checking that the names can be folders, each its own."""
         names: list[str] = []
-        if not self.staged:
-            return [str(stage["name"]) for stage in stages]
         for index, (stage, entry) in enumerate(zip(stages, self.entries, strict=True)):
             name = entry.get("name", stage.get("mode", "sft"))
             path: KeyPath = ("stages", index, "name")
@@ -231,7 +185,7 @@ class _Assembly:
         except ValidationError as error:
             for detail in error.errors(include_url=False):
                 path = error_path(detail, plain)
-                what, mend = explain(detail, path, self._shown(index, path))
+                what, mend = explain(detail, path, self.places.shown(path, index))
                 self._problem(path, what, mend, index)
         for item in contradictions(plain, is_first=index == 0):
             self._problem(item.path, item.what, item.mend, index)
@@ -239,20 +193,26 @@ class _Assembly:
             stage._previous = names[index - 1]
         return stage
 
-    @staticmethod
-    def _in_own_folder(stage: Stage) -> Stage:
-        folder = os.path.join(stage.train.output_dir, stage.name)
-        return stage.model_copy(update={"train": stage.train.model_copy(update={"output_dir": folder})})
-
     def _resolved(self, stages: list[Stage], output_dir: str) -> dict[str, Any]:
         plain = [stage.model_dump() for stage in stages]
         if not self.staged:
-            return {"name": self.name, **{key: value for key, value in plain[0].items() if key != "name"}}
+            return {**plain[0], "name": self.name}
         for stage in plain:
             del stage["train"]["output_dir"]
         return {"name": self.name, "train": {"output_dir": output_dir}, "stages": plain}
 
-    # ---- places and problems
+    def _override_recipe(self) -> None:
+        """Applies the overrides of `name` and of single stages, as `stages[1].train.seed=7`."""
+        written = self.top.get("stages")
+        num_stages = len(written) if isinstance(written, list) else 0
+        for item in (item for item in self.overrides if item.path[0] in _OF_THE_RECIPE):
+            index = item.path[1] if item.path[0] == "stages" and len(item.path) > 1 else None
+            if index is None or (isinstance(index, int) and index < num_stages):
+                self._override(self.top, [item])
+                continue
+            what = f"{show_path(item.path)} is in no stage: the recipe has {num_stages}"
+            mend = "leave stages out" if num_stages == 0 else f"the last one is stages[{num_stages - 1}]"
+            self.problems.append(f"{what} ({COMMAND_LINE}): {mend}")
 
     def _override(self, data: dict[str, Any], overrides: list[Override]) -> None:
         for item in overrides:
@@ -261,53 +221,33 @@ class _Assembly:
             except ConfigError as error:
                 self.problems += error.messages
 
-    def _shown(self, index: int, path: KeyPath) -> str:
-        """Writes a place inside a stage as it stands in the file."""
-        own: KeyPath = ("stages", index, *path)
-        is_own = own in self.lines or any(item.path[: len(own)] == own for item in self.overrides)
-        return show_path(own if is_own else path)
+    def _refuse_own(self, path: KeyPath, why: str, mend: str) -> None:
+        self._problem(path, f"{show_path(path)} is given, but {why}", mend)
 
     def _problem(self, path: KeyPath, what: str, mend: str, index: int | None = None) -> None:
-        self.problems.append(f"{what} ({self._place(path, index)}): {mend}")
-
-    def _place(self, path: KeyPath, index: int | None) -> str:
-        """Finds where a place was written: on the command line, or in a line of the file; else the nearest around it."""
-        candidates = [path] if index is None else [("stages", index, *path), path]
-        for candidate in candidates:
-            if any(candidate[: len(item.path)] == item.path for item in self.overrides):
-                return COMMAND_LINE
-        for length in range(len(path), 0, -1):
-            for candidate in candidates:
-                line = self.lines.get(candidate[: len(candidate) - len(path) + length])
-                if line is not None:
-                    return f"{self.source}:{line}"
-        stage = f", stages[{index}]" if self.staged and index is not None else ""
-        return f"{self.source}{stage}"
+        self.problems.append(f"{what} ({self.places.where(path, index)}): {mend}")
 
 
-def deep_merge(base: dict[str, Any], over: dict[str, Any], prefix: Name = ()) -> dict[str, Any]:
-    """Lays one plain mapping over another.
+def _share_out(overrides: list[Override], stages: list[dict[str, Any]]) -> list[list[Override]]:
+    """Says which overrides each stage gets: all of them, but `adapter.r=8` is for the stages that have an
+    adapter.
 
-    Args:
-        base: what counts where `over` says nothing.
-        over: mappings merge key by key, lists replace, null removes.
-        prefix: where in a stage the mappings stand.
-
-    Returns:
-        A new mapping that shares nothing with the two.
+    Where no stage has one, it makes one in each.
     """
-    merged = copy.deepcopy(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        if isinstance(value, dict) and isinstance(below, dict):
-            merged[key] = deep_merge(below, value, (*prefix, key))
-        elif value is None and not accepts_null((*prefix, key)):
-            merged.pop(key, None)
-        else:
-            merged[key] = copy.deepcopy(value)
-    return merged
+    some_adapter = any(stage.get("adapter") is not None for stage in stages)
+
+    def applies(item: Override, stage: dict[str, Any]) -> bool:
+        inside_adapter = item.path[0] == "adapter" and len(item.path) > 1
+        return not (inside_adapter and some_adapter and stage.get("adapter") is None)
+
+    return [[item for item in overrides if applies(item, stage)] for stage in stages]
 
 
-def _given(entry: dict[str, Any], path: tuple[str, str]) -> Any:
-    section = entry.get(path[0])
-    return section.get(path[1]) if isinstance(section, dict) else None
+def _in_own_folder(stage: Stage) -> Stage:
+    folder = os.path.join(stage.train.output_dir, stage.name)
+    return stage.model_copy(update={"train": stage.train.model_copy(update={"output_dir": folder})})
+
+
+def _given(entry: dict[str, Any], section: str, key: str) -> Any:
+    mapping = entry.get(section)
+    return mapping.get(key) if isinstance(mapping, dict) else None

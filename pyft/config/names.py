@@ -1,6 +1,7 @@
 """All names a recipe may use, taken from the schema: for hints, and to know where null is a value.
 
-A name is a path without list indices: `("data", "train", "path")`. Below a free mapping (`model.config`) anything goes.
+A name is a path without list indices: `("data", "train", "path")`. Below a free mapping (`model.config`)
+anything goes.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def accepts_null(name: Name) -> bool:
     """Says whether null may stand at a name, as a value of its own.
 
     Args:
-        name: any name; for one that the schema does not know the answer is yes, so that it stays to be refused.
+        name: any name; for one that the schema does not know it is True, so that it stays to be refused.
 
     Returns:
         False where null can only mean `as if it were not written`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from pyft.config.errors import ConfigError
@@ -16,16 +17,10 @@ COMMAND_LINE = "command line"
 
 @dataclass(frozen=True)
 class Override:
-    """A value for a place of the recipe; every stage gets it, or one where the path begins with `stages[i]`."""
+    """A value for a place of the recipe: of every stage, or of one where the path begins with `stages[i]`."""
 
     path: KeyPath
     value: Any
-
-    @property
-    def stage_index(self) -> int | None:
-        """Which entry of `stages:` it is for; None for all of them."""
-        is_for_one = len(self.path) > 2 and self.path[0] == "stages" and isinstance(self.path[1], int)
-        return int(self.path[1]) if is_for_one else None
 
 
 def parse_overrides(texts: list[str]) -> tuple[list[Override], list[str]]:
@@ -57,7 +52,8 @@ def _parse(text: str) -> Override:
         path = parse_path(key.strip())
     except ValueError:
         raise ConfigError(
-            f"{key!r} is not the name of a key ({COMMAND_LINE}): write it as train.learning_rate or data.train[0].path"
+            f"{key!r} is not the name of a key ({COMMAND_LINE}): "
+            "write it as train.learning_rate or data.train[0].path"
         ) from None
     if not value.strip():
         raise ConfigError(
@@ -79,12 +75,9 @@ def apply_override(data: dict[str, Any], path: KeyPath, value: Any) -> None:
         data: changed in place.
         path: where.
         value: what; copied.
-
-    Raises:
-        ConfigError: the path goes through something that is no mapping or list, or past the end of a list.
     """
     holder: Any = data
-    for depth, (step, following) in enumerate(zip(path, path[1:], strict=False)):
+    for depth, (step, following) in enumerate(pairwise(path)):
         _check_step(holder, path, depth)
         missing = step not in holder if isinstance(holder, dict) else step == len(holder)
         if missing and isinstance(holder, list):
@@ -109,7 +102,8 @@ def _check_step(holder: Any, path: KeyPath, depth: int) -> None:
             raise ConfigError(f"{here} is not a list ({COMMAND_LINE}, {whole}): write it without [{step}]")
         if step > len(holder):
             raise ConfigError(
-                f"{here} has {len(holder)} entries ({COMMAND_LINE}, {whole}): the next free one is {here}[{len(holder)}]"
+                f"{here} has {len(holder)} entries ({COMMAND_LINE}, {whole}): "
+                f"the next free one is {here}[{len(holder)}]"
             )
     elif not isinstance(holder, dict):
         if isinstance(holder, list):

@@ -1,11 +1,13 @@
-"""What a recipe may hold: sections, keys, types, ranges and defaults. The text under each field is its documentation.
+"""What a recipe may hold: sections, keys, types, ranges and defaults. The text under a field documents it.
 
-Names are those of transformers' TrainingArguments, PEFT and TRL wherever one of them has a name. Only single values are
-checked here; what does not fit together is said in `contradictions`, and what comes from several places in `load`.
+Names are those of transformers' TrainingArguments, PEFT and TRL wherever one of them has a name. Only single
+values are checked here; what does not fit together is said in `contradictions`, and what comes from several
+places in `load`.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +30,7 @@ LARGEST_COUNT = 2**31 - 1
 
 
 class Section(BaseModel):
-    """A mapping of a recipe. Unknown keys are refused, nothing is converted, and it never changes once read."""
+    """A mapping of a recipe. Unknown keys are refused, nothing is converted, nothing changes once read."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -62,7 +64,7 @@ def _data_path(path: str) -> str:
 
 
 def _model_path(name: str) -> str:
-    """Makes it absolute unless it can only be a name on the Hugging Face hub (`owner/name`, nothing there on disk)."""
+    """Makes it absolute unless it can only be a name on the hub (`owner/name`, nothing there on disk)."""
     is_path = name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.count("/") > 1
     return absolute_path(name) if is_path or os.path.exists(name) else name
 
@@ -101,9 +103,17 @@ def _model_config(value: Any) -> str | dict[str, Any]:
         return absolute_path(value)
     if not isinstance(value, dict) or not isinstance(value.get("model_type"), str):
         raise ValueError(
-            "give a folder with a config.json, or its keys as a mapping with a model_type, such as qwen3"
+            "give a folder with a config.json, or its keys as a mapping with model_type: qwen3, say"
         )
+    if not _is_finite(value):
+        raise ValueError("give finite numbers in it")
     return value
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(_is_finite(inner) for inner in (value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -128,7 +138,7 @@ class DataConfig(Section):
     validation: list[DataSource] = []
     """Rows that are only measured, never learned; without any, `val_size` splits some off `train`."""
     val_size: Annotated[float | int, PlainValidator(_val_size)] = 0.05
-    """Validation rows split off `train`: 0 none, below 1 a share, else a number of rows. 0 when `validation` is given."""
+    """Validation rows split off `train`: 0 none, below 1 a share, else a number; 0 beside `validation`."""
     max_length: Annotated[int, Field(ge=2, le=LARGEST_COUNT)] | None = 2048
     """Tokens of the longest sample, or of a pack; null means no limit."""
     packing: bool = True
@@ -154,7 +164,7 @@ class ModelConfig(Section):
     """`model:` what is trained."""
 
     name_or_path: Annotated[Text, AfterValidator(_model_path)] | None = None
-    """The folder of the model to start from. A later stage has none: it starts from the result of the one before."""
+    """The model's folder. A later stage has none: it starts from the result of the one before."""
     template: Text | None = None
     """Chat template by name; null means the tokenizer's own."""
     quantization: Literal["nf4"] | None = None
@@ -240,7 +250,7 @@ class TrainConfig(Section):
     evaluation_max_new_tokens: Count = 64
     """Longest answer, in tokens."""
     resume_from_checkpoint: Annotated[Text, AfterValidator(_resume_from)] | None = "auto"
-    """auto goes on from the newest checkpoint in output_dir, if there is one; null starts fresh; or a checkpoint."""
+    """auto goes on from the newest checkpoint in output_dir, if any; null starts fresh; or a checkpoint."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Fixes everything random."""
     report_to: list[Literal["tensorboard", "wandb"]] = []
@@ -265,5 +275,5 @@ class Stage(Section):
 
     @property
     def previous(self) -> str | None:
-        """Name of the stage whose result this one starts from; None for the first, which has a model of its own."""
+        """Name of the stage whose result this one starts from; None for the first: its model is its own."""
         return self._previous

@@ -1,9 +1,9 @@
 """Recipes as text: a strict YAML reader and its writer.
 
 Reading keeps to plain values (null, booleans, numbers, text, lists, mappings with text keys). It differs from
-`yaml.safe_load` in this: equal keys are refused with both lines, `1e-5` is a number, a date stays text, every mistake has
-a line and column, and depth and size are bounded (aliases are copied out, so a small file could otherwise become a huge
-one). What `dump_yaml` writes reads the same here and with `yaml.safe_load`.
+`yaml.safe_load` in this: equal keys are refused with both lines, `1e-5` is a number, a date stays text, every
+mistake has a line and column, and depth and size are bounded (aliases are copied out, so a small file could
+otherwise become a huge one). What `dump_yaml` writes reads the same here and with `yaml.safe_load`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes shared values twice instead of as aliases, and quotes text that `_Loader` would read as a number."""
+    """Writes shared values twice, not as aliases; quotes text that `_Loader` would read as a number."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -85,7 +85,7 @@ def read_document(path: Path) -> Document:
         Its value, which is None for a file without content, and its lines.
 
     Raises:
-        ConfigError: the file is absent, a folder, unreadable, too large, not UTF-8, or not the YAML allowed here.
+        ConfigError: the file is absent, a folder, unreadable, too large, not UTF-8, or not such YAML.
     """
     if path.is_dir():
         raise ConfigError(f"{path} is a folder (recipe): give a recipe file, such as a run's config.yaml")
@@ -117,15 +117,12 @@ def parse_text(text: str, source: str) -> Document:
 
     Returns:
         Its value and lines.
-
-    Raises:
-        ConfigError: the text is not YAML, or not the part of YAML allowed here.
     """
     return _Builder(source).document(_compose(text, source))
 
 
 def parse_value(text: str, source: str) -> Any:
-    """Parses the value of an override; unlike in a file, a `#` in it is an error, since it would cut the value.
+    """Parses the value of an override; unlike in a file, a `#` in it is an error: it would cut the value.
 
     Args:
         text: YAML of one value.
@@ -163,7 +160,7 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         before = text[: error.position]
         line, column = before.count("\n") + 1, error.position - before.rfind("\n")
         raise ConfigError(
-            f"character U+{ord(text[error.position]):04X} is not allowed ({source}:{line}:{column}): remove it"
+            f"character U+{error.character:04X} is not allowed ({source}:{line}:{column}): remove it"
         ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -196,10 +193,8 @@ class _Builder:
         self.num_values += 1
         if self.num_values > MAX_VALUES or len(path) > MAX_DEPTH:
             limit = f"{MAX_VALUES} values" if self.num_values > MAX_VALUES else f"{MAX_DEPTH} levels"
-            raise ConfigError(
-                f"more than {limit} once its aliases are written out ({_place(self.source, node.start_mark)}): "
-                "use fewer aliases (*name)"
-            )
+            place = _place(self.source, node.start_mark)
+            raise ConfigError(f"more than {limit}, aliases written out ({place}): use fewer aliases (*name)")
         if node.tag not in _PLAIN_TAGS:
             tag = node.tag.replace(_PREFIX, "!!")
             self.problem(f"tag {tag} is not allowed in a recipe", node, "remove the tag, write a plain value")
@@ -245,9 +240,8 @@ class _Builder:
         for node in nodes:
             self.num_values += len(node.value) if isinstance(node, yaml.CollectionNode) else 1
             if depth > MAX_DEPTH or self.num_values > MAX_VALUES:
-                raise ConfigError(
-                    f"too many merges (<<) inside one another ({_place(self.source, node.start_mark)}): use fewer"
-                )
+                place = _place(self.source, node.start_mark)
+                raise ConfigError(f"too many merges (<<) inside one another ({place}): use fewer")
             if isinstance(node, yaml.SequenceNode):
                 yield from self.merged_pairs(node.value, depth + 1)
             elif isinstance(node, yaml.MappingNode):

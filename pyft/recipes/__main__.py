@@ -1,0 +1,100 @@
+"""`python -m pyft.recipes [list | copy NAME DEST]`: the recipes that come with pyft."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from pyft.config import ConfigError, DiskError, run_command, shipped_recipes
+from pyft.config.shipped import mend_unknown_recipe
+
+
+def list_recipes(_: argparse.Namespace) -> None:
+    """Prints name and first line of every shipped recipe."""
+    recipes = shipped_recipes()
+    width = max(map(len, recipes), default=0)
+    for name, path in recipes.items():
+        print(f"{name:<{width}}  {_headline(path)}")
+    print("\nrun one:     python -m pyft.train NAME [key.sub=value ...]")
+    print("change one:  python -m pyft.recipes copy NAME my_recipe.yaml")
+
+
+def copy_recipe(options: argparse.Namespace) -> None:
+    """Copies a shipped recipe to a file or into a folder; an existing file is left alone.
+
+    Args:
+        options: `name` and `dest`.
+
+    Raises:
+        ConfigError: no such recipe, or something is at its destination.
+        DiskError: the destination cannot be written; nothing is left there.
+    """
+    source = shipped_recipes().get(options.name)
+    if source is None:
+        raise ConfigError(f"no such recipe (recipe {options.name}): {mend_unknown_recipe(options.name)}")
+    dest = Path(options.dest).expanduser()
+    into_folder = dest.is_dir() or options.dest.endswith(("/", os.sep))
+    if into_folder:
+        dest = dest / source.name
+    if not dest.parent.is_dir():
+        raise ConfigError(f"no such folder ({dest.parent}): make it first, or write elsewhere")
+    try:
+        _write_new(dest, source.read_bytes())
+    except FileExistsError:
+        raise ConfigError(f"it exists already ({dest}): remove it, or give another name") from None
+    except OSError as error:
+        raise DiskError(f"{error.strerror} ({dest}): free some space, or write elsewhere") from None
+    print(f"wrote {dest}; change it, then: python -m pyft.train {dest}")
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Describes the command.
+
+    Returns:
+        Its parser.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m pyft.recipes", description="Shipped recipes: list, copy."
+    )
+    parser.add_argument("action", nargs="?", choices=("list", "copy"), default="list", help="by default list")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="copy: which recipe")
+    parser.add_argument("dest", nargs="?", metavar="DEST", help="copy: a new file, or a folder")
+    return parser
+
+
+def main(options: argparse.Namespace) -> None:
+    """Runs the command.
+
+    Args:
+        options: `action`, `name` and `dest`.
+
+    Raises:
+        ConfigError: a wrong number of arguments, or what the action raises.
+    """
+    num_given = sum(value is not None for value in (options.name, options.dest))
+    if num_given != (2 if options.action == "copy" else 0):
+        usage = "python -m pyft.recipes [list | copy NAME DEST]"
+        raise ConfigError(f"{options.action} with {num_given} more words (command line): write {usage}")
+    (copy_recipe if options.action == "copy" else list_recipes)(options)
+
+
+def _headline(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """Writes a file that must not exist: the whole of it, or nothing."""
+    with path.open("xb") as file:
+        try:
+            file.write(content)
+            file.flush()
+        except BaseException:
+            path.unlink()
+            raise
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, command_line()))
