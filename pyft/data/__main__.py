@@ -71,7 +71,7 @@ def _choose_stages(recipe: Recipe, name: str | None, *, only_one: bool) -> list[
 
 def _show(recipe: Recipe, stage: Stage, as_json: bool, num_samples: int | None) -> None:
     from pyft.data.prepare import format_ledger, prepare, tokenizer_for
-    from pyft.data.preview import format_sample, wants_colour
+    from pyft.data.preview import format_sample, spelled_text, wants_colour
     from pyft.data.templates import get_template
 
     tokenizer = tokenizer_for(recipe, stage)
@@ -83,7 +83,7 @@ def _show(recipe: Recipe, stage: Stage, as_json: bool, num_samples: int | None) 
             row = {
                 "input_ids": sample.input_ids,
                 "labels": sample.labels,
-                "text": sample.text,
+                "text": spelled_text(sample, tokenizer),
                 "source": sample.source,
             }
             sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -84,7 +84,8 @@ def detect_record(value: Any) -> str | None:
     """
     if isinstance(value, list):
         return "messages" if _holds_dicts_with(value, "role") else None
-    if not isinstance(value, dict):
+    # A preference names a better and a worse answer: learning the rest of the row would miss its point.
+    if not isinstance(value, dict) or {"chosen", "rejected"} <= value.keys():
         return None
     if "conversation" in value and _holds_dicts_with(_as_list(value["conversation"]), "output"):
         return "xtuner"

@@ -12,7 +12,7 @@ from typing import Any
 from pyft.config import DataError
 from pyft.data.converters import Row
 from pyft.data.encode import ROWS_AT_A_TIME, EncodedRow, Sample
-from pyft.data.ids import Encoded, encode_all, special_spellings, spell_document
+from pyft.data.ids import Encoded, document_start, encode_all, special_spellings, spell_document
 
 
 def encode_documents(tokenizer: Any, rows: Sequence[Row], max_length: int | None) -> Iterator[EncodedRow]:
@@ -29,10 +29,10 @@ def encode_documents(tokenizer: Any, rows: Sequence[Row], max_length: int | None
     Yields:
         EncodedRow: One for each row, in order.
     """
-    spellings = special_spellings(tokenizer)
+    spellings, start = special_spellings(tokenizer), document_start(tokenizer)
     for first in range(0, len(rows), ROWS_AT_A_TIME):
         some = rows[first : first + ROWS_AT_A_TIME]
-        texts = [spell_document(tokenizer, document_text(row)) for row in some]
+        texts = [spell_document(document_text(row), start, spellings) for row in some]
         for row, text, encoded in zip(some, texts, encode_all(tokenizer, texts, spellings), strict=True):
             yield EncodedRow(tuple(_windows(tokenizer, row.source, text.text, encoded, max_length)))
 

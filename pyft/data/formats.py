@@ -137,6 +137,11 @@ def _describe_unknown(value: Any) -> str:
             f"the row is a single message (keys {found}), not a conversation: "
             'put a conversation\'s messages in one row, {"messages": [..]}'
         )
+    if {"chosen", "rejected"} <= value.keys():
+        return (
+            f"the row is a preference (keys {found}), from which neither mode sft nor pretrain learns: "
+            "give rows of conversations or texts"
+        )
     nearest, missing = _nearest_format(value)
     if not missing:
         return (

@@ -66,18 +66,17 @@ def special_spellings(tokenizer: Any) -> frozenset[str]:
     return frozenset(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
-def spell_document(tokenizer: Any, text: str) -> SpelledText:
-    """Write a document as the tokenizer would take it: its BOS in front, if it is one that puts it there.
+def spell_document(text: str, start: str, spellings: frozenset[str]) -> SpelledText:
+    """Write a document as the tokenizer would take it.
 
     Args:
-        tokenizer: A fast tokenizer.
         text: The document; special tokens that it spells are text.
+        start: What the tokenizer puts before it, see document_start.
+        spellings: The special tokens, see special_spellings.
 
     Returns:
         The text to encode.
     """
-    start = document_start(tokenizer)
-    spellings = special_spellings(tokenizer)
     found = re.finditer(_alternatives(spellings), text) if spellings else ()
     literals = tuple((match.start() + len(start), match.end() + len(start)) for match in found)
     return SpelledText(start + text, literals)

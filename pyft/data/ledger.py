@@ -29,6 +29,7 @@ class Counts:
     rows_read: int = 0
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROP_REASONS, 0))
     turns_cut: int = 0
+    rows_split: int = 0
     prompt_differs: int = 0
     tokens_encoded: int = 0
     tokens_cut: int = 0
@@ -63,6 +64,7 @@ def make_ledger(
         "rows_read": counts.rows_read,
         "dropped": dict(counts.dropped),
         "turns_cut": counts.turns_cut,
+        "rows_split": counts.rows_split,
         "prompt_differs": counts.prompt_differs,
         "tokens_encoded": counts.tokens_encoded,
         "tokens_cut": counts.tokens_cut,
@@ -147,6 +149,7 @@ def format_ledger(ledger: Mapping[str, Any]) -> str:
         _line("  in training samples", train["tokens"]),
         _line("  in validation samples", validation["tokens"]),
         _line("turns cut (after the last answer)", ledger["turns_cut"]),
+        _line("rows split into windows", ledger["rows_split"]),
         _line("rows whose prompt reads differently", ledger["prompt_differs"]),
         _line("validation samples also trained on", ledger["duplicates"]),
         f"{'':36}{'train':>14}{'validation':>14}",

@@ -167,6 +167,7 @@ def _keep(row: EncodedRow, stage: Stage, counts: Counts) -> bool:
         counts.longest_dropped = max(counts.longest_dropped, longest)
         return False
     counts.turns_cut += row.turns_cut
+    counts.rows_split += len(row.samples) > 1
     counts.prompt_differs += row.prompt_differs
     return True
 

@@ -59,6 +59,21 @@ def format_sample(sample: Sample, tokenizer: Any, *, colour: bool) -> str:
     return "\n".join([*lines, body])
 
 
+def spelled_text(sample: Sample, tokenizer: Any) -> str:
+    """Say what a sample's ids spell, which a tokenizer that normalises text makes differ from what was
+    written.
+
+    Args:
+        sample: The sample.
+        tokenizer: The tokenizer that made it.
+
+    Returns:
+        The decoded ids, special tokens included; the sample's own text where a window cuts a character.
+    """
+    decoded = tokenizer.backend_tokenizer.decode(sample.input_ids, skip_special_tokens=False)
+    return sample.text if "\ufffd" in decoded else decoded
+
+
 def split_by_training(sample: Sample, tokenizer: Any) -> Iterator[tuple[bool, str]]:
     """Cut a sample's text where learning starts and stops.
 

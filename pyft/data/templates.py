@@ -22,7 +22,7 @@ from typing import Any
 from pyft.config import ConfigError
 from pyft.data.builtin_templates import BUILTIN_TEMPLATES, BuiltinTemplate
 from pyft.data.converters import Message
-from pyft.data.ids import encode_all, special_spellings, spell_document
+from pyft.data.ids import document_start, encode_all, special_spellings, spell_document
 from pyft.data.masks import find_end_mark, find_spans, trim_span
 from pyft.data.rendering import Rendered, Span, hold_back, put_back
 from pyft.data.sandbox import TemplateFailure, compile_template
@@ -240,4 +240,6 @@ def encode_text_prompt(tokenizer: Any, text: str) -> list[int]:
     Returns:
         Token ids, with BOS where the tokenizer puts one before every text.
     """
-    return encode_all(tokenizer, [spell_document(tokenizer, text)], special_spellings(tokenizer))[0].ids
+    spellings = special_spellings(tokenizer)
+    spelled = spell_document(text, document_start(tokenizer), spellings)
+    return encode_all(tokenizer, [spelled], spellings)[0].ids

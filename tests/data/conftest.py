@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from tokenizers.processors import ByteLevel
 
 from pyft.config import load_recipe
 from pyft.data.builtin_templates import BUILTIN_TEMPLATES
@@ -50,9 +51,10 @@ def bpe():
 
 @pytest.fixture(scope="session")
 def bpe_with_bos(tmp_path_factory):
-    """The same, saved and loaded again, with a BOS."""
+    """The same, saved and loaded again, with a BOS and offsets that leave out blanks as Llama 3's do."""
     tokenizer = build_tokenizer(make_corpus(), vocab_size=600, control_tokens=[*CONTROL_TOKENS, "<s>"])
     tokenizer.bos_token = "<s>"
+    tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
     folder = tmp_path_factory.mktemp("bpe_with_bos")
     tokenizer.save_pretrained(folder)
     return load_tokenizer(str(folder))

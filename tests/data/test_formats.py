@@ -198,6 +198,8 @@ def test_unknown_keys_name_the_nearest_format(write_rows, row, nearest, missing)
         ([{}], "1: the row is an empty object"),
         ([None], "1: the row is null"),
         ([{"role": "user", "content": "q"}], "1: the row is a single message"),
+        ([{"prompt": "q", "chosen": "a", "rejected": "b"}], "1: the row is a preference (keys prompt"),
+        ([{"conversations": [], "chosen": {}, "rejected": {}}], "1: the row is a preference"),
         ([{"text": "a"}, {"text": None}], "2: text is null"),
         ([{"text": "a"}, {"text": 5}], "2: text is a number, not a string"),
         ([{"text": "a"}, {"text": " \n"}], "2: text is empty"),

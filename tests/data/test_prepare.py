@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections import Counter
 
 import pytest
 
@@ -12,7 +13,6 @@ from pyft.config import ConfigError, DataError
 from pyft.data.encode import IGNORED
 from pyft.data.ledger import check_ledger, format_ledger
 from pyft.data.prepare import prepare, tokenizer_for
-from pyft.data.preview import format_sample, split_by_training
 from pyft.data.templates import get_template
 
 
@@ -189,6 +189,9 @@ def test_pretrain(write_rows, run):
     assert ledger["tokens_cut"] == 0
     assert ledger["train"]["trained_share"] == 1.0
     assert ledger["train"]["samples"] > 26
+    samples = [*prepared.train_samples, *prepared.validation_samples]
+    sources = Counter(sample.source for sample in samples)
+    assert ledger["rows_split"] == sum(count > 1 for count in sources.values()) > 0
     # The first token of a sample has nothing before it to be told from.
     assert ledger["train"]["target_tokens"] == ledger["train"]["tokens"] - ledger["train"]["samples"]
     # Windows of one document stay on one side of the split.
@@ -248,34 +251,6 @@ def test_fingerprint_is_of_the_content(write_rows, run, tmp_path):
     ]
     prints = [other.fingerprint for other in others]
     assert len({base, *prints}) == len(prints) + 1
-
-
-def test_preview_tells_learned_from_read(write_rows, run, bpe):
-    prepared = run(write_rows([{"instruction": "who \x1b[31m", "output": "世界 river"}]))
-    sample = prepared.train_samples[0]
-    assert prepared.preview.endswith(
-        "\n".join(
-            [
-                "<|im_start|>user",
-                "who \\x1b[31m<|im_end|>",
-                "<|im_start|>assistant",
-                "⟦世界 river<|im_end|>⟧",
-                "",
-            ]
-        )
-    )
-    coloured = format_sample(sample, bpe, colour=True)
-    assert "\x1b[32m世界 river<|im_end|>\x1b[0m" in coloured
-    assert "\x1b[31m" not in coloured
-    parts = list(split_by_training(sample, bpe))
-    assert "".join(text for _, text in parts) == sample.text
-    assert [text for trained, text in parts if trained] == ["世界 river<|im_end|>"]
-
-
-def test_long_preview_says_that_it_is_cut(write_rows, run):
-    prepared = run(write_rows([{"instruction": "q", "output": "river " * 900}]), data={"max_length": 4096})
-    assert "(the first 2000 of " in prepared.preview
-    assert len(prepared.preview) < 2300
 
 
 def test_tokenizer_built_from_the_texts_of_all_stages(write_rows, tmp_path, make_recipe):
