@@ -36,7 +36,7 @@ def contradictions(stage: dict[str, Any], *, is_first: bool) -> Iterator[Contrad
     has_adapter = stage.get("adapter") is not None
     quantization = _value(stage, "model", "quantization")
     from_scratch = _value(stage, "model", "from_scratch") is True
-    if quantization is not None and not has_adapter and not from_scratch:
+    if quantization == "nf4" and not has_adapter and not from_scratch:
         yield Contradiction(
             ("model", "quantization"),
             f"model.quantization is {quantization} but there is no adapter: 4-bit weights cannot be trained",

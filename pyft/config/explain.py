@@ -8,8 +8,8 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from pyft.config.hints import hint_for
-from pyft.config.key_path import KeyPath
-from pyft.config.names import accepts_null, known_names, name_of
+from pyft.config.key_path import KeyPath, show_path
+from pyft.config.names import Name, accepts_null, known_names, name_of
 
 _EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
     "int_type": lambda _: "give a whole number",
@@ -19,15 +19,15 @@ _EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
     "bool_type": lambda _: "say true or false",
     "string_type": lambda _: "give text (put it in quotes)",
     "string_too_short": lambda _: "give a text that is not empty",
-    "list_type": lambda _: "give a list, as [a, b]",
     "too_short": lambda context: f"give at least {context['min_length']} entry",
-    "greater_than_equal": lambda context: f"give at least {context['ge']}",
-    "greater_than": lambda context: f"give more than {context['gt']}",
+    "greater_than_equal": lambda context: f"give at least {context['ge']:g}",
+    "greater_than": lambda context: f"give more than {context['gt']:g}",
     "less_than_equal": lambda context: f"give at most {context['le']}",
     "less_than": lambda context: f"give less than {context['lt']}",
     "literal_error": lambda context: f"say {context['expected'].replace(chr(39), '')}",
     "value_error": lambda context: str(context["error"]),
 }
+_SOURCES = (("data", "train"), ("data", "validation"))
 _MISSING = {
     ("data", "train"): "list what to learn from, as data.train: [{path: rows.jsonl}]",
     ("data", "train", "path"): "name the file, as path: rows.jsonl",
@@ -69,19 +69,36 @@ def explain(error: ErrorDetails, path: KeyPath, shown: str) -> tuple[str, str]:
     """
     kind, name = error["type"], name_of(path)
     if kind == "extra_forbidden":
-        return f"unknown key {shown}", hint_for(path)
+        prefix = shown.removesuffix(show_path(path))
+        return f"unknown key {shown[:200]}", hint_for(path, prefix)
     if kind == "missing":
         return f"{shown} is missing", _MISSING.get(name, "add it")
-    if kind in ("model_type", "dict_type", "model_attributes_type"):
-        keys = [known[-1] for known in known_names() if known[:-1] == name]
-        expected = f"give a mapping of {', '.join(keys)}"
-        if name in (("data", "train"), ("data", "validation")):
-            expected = "give a mapping, as {path: rows.jsonl}"
+    if kind == "list_type":
+        expected = _list_example(name, error["input"])
+    elif kind in ("model_type", "dict_type", "model_attributes_type"):
+        expected = _mapping_example(name)
     else:
         expected = _EXPECTED[kind](error.get("ctx", {}))
-    if name in known_names() and accepts_null(name) and "null" not in expected:
+    field = known_names().get(name)
+    if field is not None and accepts_null(name) and "null" not in expected:
         expected += ", or null for none"
+    elif field is not None and error["input"] is None and not field.is_required():
+        expected += f", or remove the key to have {field.default}"
     return f"{shown} is {describe(error['input'])}", expected
+
+
+def _list_example(name: Name, given: Any) -> str:
+    if name in _SOURCES:
+        return f"give a list, as [{{path: {given if isinstance(given, str) else 'rows.jsonl'}}}]"
+    return f"give a list, as [{given}]" if isinstance(given, str) else "give a list, as [a, b]"
+
+
+def _mapping_example(name: Name) -> str:
+    if name in _SOURCES:
+        return "give a mapping, as {path: rows.jsonl}"
+    keys = [known[-1] for known in known_names() if known[:-1] == name]
+    more = "..." if len(keys) > 6 else ""
+    return f"give a mapping of its keys ({', '.join(keys[:6])}{more})"
 
 
 def describe(value: Any) -> str:
@@ -103,5 +120,5 @@ def describe(value: Any) -> str:
         return "a list" if value else "an empty list"
     if isinstance(value, dict):
         return "a mapping"
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = str(value)
     return text if len(text) <= 30 else "a very large number"

@@ -172,11 +172,12 @@ FOREIGN_NAMES: dict[str, str] = {
 """Leaf name in axolotl, LLaMA-Factory, XTuner, torchtune, TRL or transformers -> what pyft calls it."""
 
 
-def hint_for(path: KeyPath) -> str:
+def hint_for(path: KeyPath, prefix: str = "") -> str:
     """Says what to write instead of an unknown name.
 
     Args:
         path: the unknown place, inside a stage.
+        prefix: what stands before it in the recipe, as `stages[1].`.
 
     Returns:
         A sentence for the end of an error message.
@@ -187,7 +188,7 @@ def hint_for(path: KeyPath) -> str:
         return f"write {foreign}"
     nearest = _nearest(path)
     if nearest is not None:
-        return f"did you mean {show_path(_with_indices(nearest, path))}?"
+        return f"did you mean {prefix}{show_path(_with_indices(nearest, path))}?"
     siblings = [name[-1] for name in known_names() if name[:-1] == name_of(path[:-1])]
     return f"remove it; known here: {', '.join(siblings)}" if siblings else "remove it"
 

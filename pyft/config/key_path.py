@@ -6,7 +6,7 @@ import re
 
 KeyPath = tuple[str | int, ...]
 
-_STEP = re.compile(r"(?:^|\.)(?P<key>[^.\[\]\s]+)|\[(?P<index>[0-9]{1,6})\]")
+_STEP = re.compile(r"(?:^|(?<!^)\.)(?P<key>[^.\[\]\s]{1,100})|\[(?P<index>[0-9]{1,6})\]")
 
 
 def show_path(path: KeyPath) -> str:

@@ -52,7 +52,7 @@ def _parse(text: str) -> Override:
         path = parse_path(key.strip())
     except ValueError:
         raise ConfigError(
-            f"{key!r} is not the name of a key ({COMMAND_LINE}): "
+            f"{key[:60]!r} is not the name of a key ({COMMAND_LINE}): "
             "write it as train.learning_rate or data.train[0].path"
         ) from None
     if not value.strip():
@@ -102,7 +102,7 @@ def _check_step(holder: Any, path: KeyPath, depth: int) -> None:
             raise ConfigError(f"{here} is not a list ({COMMAND_LINE}, {whole}): write it without [{step}]")
         if step > len(holder):
             raise ConfigError(
-                f"{here} has {len(holder)} entries ({COMMAND_LINE}, {whole}): "
+                f"{here} ends before [{step}] ({COMMAND_LINE}, {whole}): "
                 f"the next free one is {here}[{len(holder)}]"
             )
     elif not isinstance(holder, dict):

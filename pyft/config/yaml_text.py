@@ -29,9 +29,11 @@ _FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]
 _MENDS = (
     ("cannot start any token", "indent with spaces, and put text with special characters in quotes"),
     ("alias", "put text that begins with * or & in quotes"),
-    ("expected a single document", "keep one recipe per file, with no second '---'"),
+    ("another document", "keep one recipe per file, with no second '---'"),
     ("mapping values are not allowed", "check the indentation; put text that holds ': ' in quotes"),
-    ("found unexpected end of stream", "close the quote or bracket that is still open"),
+    ("end of stream", "close the quote or bracket that is still open"),
+    ("stream end", "close the quote or bracket that is still open"),
+    ("nested deeper", "write it flatter"),
 )
 
 
@@ -136,7 +138,7 @@ def parse_value(text: str, source: str) -> Any:
     """
     node = _compose(text, source)
     if node is None or text[node.end_mark.index :].strip():
-        raise ConfigError(f"'#' begins a comment ({source}): put the value in quotes, as key='\"a # b\"'")
+        raise ConfigError(f"all from '#' on would be a comment ({source}): leave it out")
     return _Builder(source).document(node).data
 
 
@@ -256,12 +258,9 @@ class _Builder:
             return "<<"
         if node.tag == _PREFIX + "str" and isinstance(node, yaml.ScalarNode):
             return str(node.value)
-        shown = (
-            f"{node.value!r} is read as {node.tag.replace(_PREFIX, '')}"
-            if isinstance(node.value, str)
-            else "it"
-        )
-        self.problem(f"a key has to be text; {shown}", node, "put the key in quotes")
+        read_as = f" ({node.value!r} is read as {node.tag.replace(_PREFIX, '')})"
+        shown = read_as if isinstance(node.value, str) else ""
+        self.problem(f"a key has to be text{shown}", node, "put it in quotes")
         return None
 
     def scalar(self, node: yaml.Node) -> Any:
