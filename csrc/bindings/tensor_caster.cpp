@@ -1,0 +1,68 @@
+#include "bindings/tensor_caster.h"
+
+#include <cstring>
+#include <string>
+
+namespace py = pybind11;
+
+namespace pyft::bindings {
+namespace {
+
+// torch's dtype objects are singletons that live as long as the process, so a few pointers seen before answer
+// nearly every call. Guarded by the GIL.
+struct SeenDType {
+  const PyObject* object;
+  DType dtype;
+};
+SeenDType seen_dtypes[8];
+int num_seen_dtypes = 0;
+
+DType read_dtype(py::handle tensor, const char* name) {
+  const py::object object = tensor.attr("dtype");
+  for (int i = 0; i < num_seen_dtypes; ++i) {
+    if (seen_dtypes[i].object == object.ptr()) return seen_dtypes[i].dtype;
+  }
+  const std::string text = py::str(object);
+  for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kUInt8, DType::kInt32, DType::kInt64}) {
+    if (text != std::string("torch.") + dtype_name(dtype)) continue;
+    if (num_seen_dtypes < 8) seen_dtypes[num_seen_dtypes++] = {object.ptr(), dtype};
+    return dtype;
+  }
+  fail(ErrorKind::kValue, name, ".dtype is ", text,
+       ", expected one of float32, bfloat16, uint8, int32, int64");
+}
+
+void read_device(py::handle tensor, TensorRef& ref) {
+  const py::object device = tensor.attr("device");
+  const std::string type = py::cast<std::string>(device.attr("type"));
+  check(type == "cpu" || type == "cuda", ref.name, " is on device ", type, ", expected cpu or cuda");
+  ref.device = type == "cpu" ? DeviceType::kCpu : DeviceType::kCuda;
+  const py::object index = device.attr("index");
+  ref.device_index = index.is_none() ? 0 : py::cast<int>(index);
+}
+
+}  // namespace
+
+TensorRef tensor_argument(py::handle tensor, const char* name) {
+  TensorRef ref;
+  ref.name = name;
+  if (tensor.is_none()) return ref;
+  check(py::hasattr(tensor, "data_ptr") && py::hasattr(tensor, "dtype"), name, " is a ",
+        py::cast<std::string>(py::type::of(tensor).attr("__name__")), ", expected a torch tensor");
+  ref.dtype = read_dtype(tensor, name);
+  read_device(tensor, ref);
+  const py::tuple shape(tensor.attr("shape"));
+  const py::tuple strides(tensor.attr("stride")());
+  check(shape.size() <= static_cast<std::size_t>(TensorRef::kMaxDims), name, " has ", shape.size(),
+        " dimensions, at most ", TensorRef::kMaxDims, " are supported");
+  ref.num_dims = static_cast<int>(shape.size());
+  for (int i = 0; i < ref.num_dims; ++i) {
+    ref.shape[i] = py::cast<std::int64_t>(shape[i]);
+    ref.strides[i] = py::cast<std::int64_t>(strides[i]);
+  }
+  ref.data = reinterpret_cast<void*>(py::cast<std::uintptr_t>(tensor.attr("data_ptr")()));
+  ref.defined = true;
+  return ref;
+}
+
+}  // namespace pyft::bindings

@@ -1,0 +1,62 @@
+// The kernels that exist once per instruction set, as a table of function pointers; isa.h picks the table.
+//
+// RULE for the sources behind it (`*_kernels.cpp`): raw pointers in, raw pointers out, no allocation, no
+// threads, no std containers or algorithms, every function in the namespace PYFT_ISA or `static`. Anything
+// with external linkage outside that namespace could be kept by the linker in its AVX-512 form for every
+// processor.
+#pragma once
+
+#include <cstdint>
+
+#include "pyft/dtype.h"
+
+namespace pyft::cpu {
+
+// A weight [num_rows, num_columns] in NF4, as pointers (nf4_format.h draws the layout).
+struct Nf4View {
+  const std::uint8_t* codes;
+  const float* absmax;               // null when nested
+  const std::uint8_t* absmax_codes;  // null when not nested
+  const float* nested_absmax;
+  float offset;
+  std::int64_t num_rows;
+  std::int64_t num_columns;
+};
+
+// A matrix as gemm reads it: dense (element (i, j) at data[i * row_stride + j * column_stride]) or NF4.
+// Values are converted to float32 while they are packed. Make one with the functions of gemm.h.
+struct MatrixView {
+  enum class Kind { kFloat32, kBFloat16, kNf4 };
+  Kind kind;
+  const void* data;            // dense
+  std::int64_t row_stride;     // dense, in elements
+  std::int64_t column_stride;  // dense, in elements
+  const Nf4View* nf4;          // NF4
+  bool transposed;             // NF4: element (i, j) is the weight's (j, i)
+  bool round_to_bfloat16;      // NF4: dequantised values are rounded to bfloat16
+  std::int64_t row_offset;     // NF4: of this view's element (0, 0) in the weight, in the view's orientation
+  std::int64_t column_offset;
+};
+
+struct KernelTable {
+  const char* name;
+  int vector_bytes;
+
+  // C [M, N] = A [M, K] B [K, N], or C += when `accumulate`. Float32 accumulation in an order that depends on
+  // (M, N, K) only. C is row-major with row stride ldc. K = 0 gives zeros (or leaves C).
+  void (*gemm)(std::int64_t m, std::int64_t n, std::int64_t k, const MatrixView& a, const MatrixView& b,
+               float* c, std::int64_t ldc, bool accumulate);
+
+  // Blocks [first_block, last_block) of 64 of a flat weight with num_weights elements; `weight` is float32 or
+  // bfloat16.
+  void (*nf4_quantize)(const void* weight, DType dtype, std::int64_t num_weights, std::int64_t first_block,
+                       std::int64_t last_block, std::uint8_t* codes, float* absmax);
+  // Flat elements [first, last) of a weight; first is even. `out` points at element `first`.
+  void (*nf4_dequantize)(const Nf4View& weight, std::int64_t first, std::int64_t last, DType out_dtype,
+                         void* out);
+  // The same, as float32, at any `first`; values rounded to bfloat16 when asked.
+  void (*nf4_dequantize_floats)(const Nf4View& weight, std::int64_t first, std::int64_t last,
+                                bool round_to_bfloat16, float* out);
+};
+
+}  // namespace pyft::cpu

@@ -1,0 +1,187 @@
+// NF4 quantise and dequantise of one instruction set (nf4_format.h draws the layout). Bit-equal to
+// bitsandbytes on the CPU, so: compiled without contraction into fused multiply-adds, each product and sum
+// rounded by itself.
+//
+//   quantise     absmax of the block, v = x * (1 / absmax), code = number of bounds below v.
+//                A short last block divides instead (v = x / absmax) and stores an absmax of at least 1e-38.
+//                A NaN makes absmax NaN and every code 15, so it stays visible after dequantising.
+//   dequantise   per block the 16 products codebook * absmax, rounded to the wanted dtype, then a look-up per
+//   nibble.
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/kernel_table.h"
+#include "cpu/vector.h"
+#include "pyft/nf4_format.h"
+
+namespace pyft::cpu::PYFT_ISA {
+namespace {
+
+float block_scale(const Nf4View& weight, std::int64_t block) {
+  if (weight.absmax) return weight.absmax[block];
+  const float centred =
+      kDynamicMap.data[weight.absmax_codes[block]] * weight.nested_absmax[block / kNestedBlockSize];
+  return centred + weight.offset;
+}
+
+// The 16 values a block can hold.
+struct BlockTable {
+  BlockTable(float scale, bool to_bfloat16) {
+    for (int i = 0; i < 16; ++i) values[i] = kNf4Codebook[i] * scale;
+    if (to_bfloat16) {
+      for (int i = 0; i < 16; ++i) values[i] = round_to_bfloat16(values[i]);
+    }
+  }
+  float values[16];
+};
+
+// Looks up num_bytes bytes of two codes each.
+void look_up_pairs(const BlockTable& table, const std::uint8_t* codes, std::int64_t num_bytes, float* out) {
+  std::int64_t i = 0;
+#if defined(__GNUC__) && !defined(__clang__) && PYFT_VECTOR_BYTES >= 32
+  // One vector of results from kLanes / 2 bytes: every group of eight lanes gets its four bytes as one word,
+  // each lane shifts its nibble down, and a permutation of the table's registers looks it up.
+  IntVector shifts;
+  for (int lane = 0; lane < kLanes; ++lane) shifts[lane] = 8 * (lane % 8 / 2) + (lane % 2 ? 0 : 4);
+  const FloatVector low = load(table.values);
+  const FloatVector high = load(table.values + 16 - kLanes);
+  for (; i + kLanes / 2 <= num_bytes; i += kLanes / 2) {
+    IntVector index;
+    for (int group = 0; group < kLanes / 8; ++group) {
+      std::int32_t word;
+      std::memcpy(&word, codes + i + 4 * group, sizeof word);
+      for (int lane = 0; lane < 8; ++lane) index[8 * group + lane] = word;
+    }
+    index >>= shifts;
+    const FloatVector from_low = __builtin_shuffle(low, index);
+    store(out + 2 * i, kLanes == 16       ? from_low
+                       : (index & 8) != 0 ? __builtin_shuffle(high, index)
+                                          : from_low);
+  }
+#endif
+  for (; i < num_bytes; ++i) {
+    out[2 * i] = table.values[codes[i] >> 4];
+    out[2 * i + 1] = table.values[codes[i] & 15];
+  }
+}
+
+// Flat elements [first, last) of one block.
+void dequantize_in_block(const BlockTable& table, const std::uint8_t* codes, std::int64_t first,
+                         std::int64_t last, float* out) {
+  if (first % 2 && first < last) *out++ = table.values[codes[first++ / 2] & 15];
+  const std::int64_t num_bytes = (last - first) / 2;
+  look_up_pairs(table, codes + first / 2, num_bytes, out);
+  if ((last - first) % 2) out[2 * num_bytes] = table.values[codes[last / 2] >> 4];
+}
+
+template <typename T>
+float to_float(T value);
+template <>
+float to_float(float value) {
+  return value;
+}
+template <>
+float to_float(BFloat16Bits value) {
+  return bfloat16_to_float(value);
+}
+
+float magnitude(float value) { return value < 0.0f ? -value : value; }
+
+// The largest magnitude; NaN if any value is.
+float largest_magnitude(const float* values, int count) {
+  float largest = 0.0f;
+  bool has_nan = false;
+  for (int i = 0; i < count; ++i) {
+    has_nan |= values[i] != values[i];
+    largest = magnitude(values[i]) > largest ? magnitude(values[i]) : largest;
+  }
+  return has_nan ? __builtin_nanf("") : largest;
+}
+
+void store_codes(const std::int32_t* counts, int num_values, std::uint8_t* codes) {
+  for (int i = 0; i < num_values / 2; ++i) {
+    codes[i] = static_cast<std::uint8_t>(counts[2 * i] << 4 | counts[2 * i + 1]);
+  }
+  if (num_values % 2) codes[num_values / 2] = static_cast<std::uint8_t>(counts[num_values - 1] << 4 | 7);
+}
+
+// Number of bounds below each value: 15 less those not below it, which makes a NaN 15.
+void count_bounds(const float* scaled, std::int32_t* counts) {
+  for (int i = 0; i < kNf4BlockSize; i += kLanes) {
+    const FloatVector value = load(scaled + i);
+    IntVector count = {};
+    count += 15;
+    for (int j = 0; j < 15; ++j) count += value <= kNf4Bounds.data[j];  // a true lane is -1
+    std::memcpy(counts + i, &count, sizeof count);
+  }
+}
+
+template <typename T>
+void quantize_blocks(const T* weight, std::int64_t num_weights, std::int64_t first_block,
+                     std::int64_t last_block, std::uint8_t* codes, float* absmax) {
+  for (std::int64_t block = first_block; block < last_block; ++block) {
+    const std::int64_t start = block * kNf4BlockSize;
+    const bool short_block = num_weights - start < kNf4BlockSize;
+    const int count = short_block ? static_cast<int>(num_weights - start) : kNf4BlockSize;
+    float values[kNf4BlockSize] = {};
+    for (int i = 0; i < count; ++i) values[i] = to_float(weight[start + i]);
+    const float largest = largest_magnitude(values, kNf4BlockSize);
+    const float divisor = largest < kSmallestAbsmax ? kSmallestAbsmax : largest;
+    absmax[block] = short_block ? divisor : largest;
+    if (short_block) {
+      for (int i = 0; i < count; ++i) values[i] = values[i] / divisor;
+    } else {
+      const float inverse = 1.0f / divisor;
+      for (int i = 0; i < kNf4BlockSize; ++i) values[i] = values[i] * inverse;
+    }
+    std::int32_t counts[kNf4BlockSize];
+    count_bounds(values, counts);
+    store_codes(counts, count, codes + start / 2);
+  }
+}
+
+}  // namespace
+
+void nf4_quantize(const void* weight, DType dtype, std::int64_t num_weights, std::int64_t first_block,
+                  std::int64_t last_block, std::uint8_t* codes, float* absmax) {
+  if (dtype == DType::kBFloat16) {
+    quantize_blocks(static_cast<const BFloat16Bits*>(weight), num_weights, first_block, last_block, codes,
+                    absmax);
+  } else {
+    quantize_blocks(static_cast<const float*>(weight), num_weights, first_block, last_block, codes, absmax);
+  }
+}
+
+void nf4_dequantize_floats(const Nf4View& weight, std::int64_t first, std::int64_t last, bool to_bfloat16,
+                           float* out) {
+  while (first < last) {
+    const std::int64_t block = first / kNf4BlockSize;
+    const std::int64_t block_end = (block + 1) * kNf4BlockSize;
+    const std::int64_t end = block_end < last ? block_end : last;
+    dequantize_in_block(BlockTable(block_scale(weight, block), to_bfloat16), weight.codes, first, end, out);
+    out += end - first;
+    first = end;
+  }
+}
+
+void nf4_dequantize(const Nf4View& weight, std::int64_t first, std::int64_t last, DType out_dtype,
+                    void* out) {
+  if (out_dtype == DType::kFloat32) {
+    return nf4_dequantize_floats(weight, first, last, false, static_cast<float*>(out));
+  }
+  BFloat16Bits* to = static_cast<BFloat16Bits*>(out);
+  constexpr int kRun = 8 * kNf4BlockSize;
+  while (first < last) {
+    const std::int64_t end = first + kRun < last ? first + kRun : last;
+    float values[kRun];
+    nf4_dequantize_floats(weight, first, end, true, values);
+    std::uint32_t bits[kRun];
+    std::memcpy(bits, values, sizeof bits);
+    for (int i = 0; i < end - first; ++i)
+      to[i] = static_cast<BFloat16Bits>(bits[i] >> 16);  // already rounded
+    to += end - first;
+    first = end;
+  }
+}
+
+}  // namespace pyft::cpu::PYFT_ISA

@@ -1,0 +1,18 @@
+// The CPU side of ops.h: same arguments, already validated by dispatch.cpp.
+#pragma once
+
+#include "pyft/ops.h"
+
+namespace pyft::cpu {
+
+void nf4_quantize(const Nf4QuantizeArgs& args, int num_threads);
+void nf4_quantize_absmax(const Nf4QuantizeAbsmaxArgs& args, int num_threads);
+void nf4_dequantize(const Nf4DequantizeArgs& args, int num_threads);
+void nf4_linear(const Nf4LinearArgs& args, int num_threads);
+void nf4_linear_backward(const Nf4LinearBackwardArgs& args, int num_threads);
+
+// LoRA
+
+// Cross-entropy
+
+}  // namespace pyft::cpu

@@ -1,0 +1,86 @@
+// The CUDA side of info.h, and the smallest kernel there is. Linked with the static CUDA runtime, which finds
+// the driver when the first call is made: without one, importing the module works and these functions say so.
+//
+//   probe_kernel   one block of kProbeThreads threads, each writes its index plus kProbeOffset; no shared
+//   memory
+#include <cuda_runtime.h>
+
+#include "pyft/error.h"
+#include "pyft/info.h"
+
+namespace pyft {
+namespace {
+
+constexpr int kProbeThreads = 32;
+constexpr int kProbeOffset = 1000;
+
+void check_cuda(const char* what, cudaError_t status) {
+  if (status == cudaSuccess) return;
+  fail(ErrorKind::kRuntime, what, ": CUDA error ", static_cast<int>(status), ": ",
+       cudaGetErrorString(status));
+}
+
+// Makes `device` current and, at the end of the scope, the one that was.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check_cuda("cuda_probe: reading the current device", cudaGetDevice(&before_));
+    check_cuda("cuda_probe: choosing the device", cudaSetDevice(device));
+  }
+  ~DeviceGuard() { cudaSetDevice(before_); }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
+__global__ void probe_kernel(int* out) { out[threadIdx.x] = static_cast<int>(threadIdx.x) + kProbeOffset; }
+
+void launch_probe(int* out, cudaStream_t stream) {
+  probe_kernel<<<1, kProbeThreads, 0, stream>>>(out);
+  check_cuda("cuda_probe: launching probe_kernel [32]", cudaGetLastError());
+}
+
+}  // namespace
+
+CudaStatus cuda_status() {
+  CudaStatus status{};
+  if (cudaRuntimeGetVersion(&status.runtime_version) != cudaSuccess) status.runtime_version = CUDART_VERSION;
+  if (cudaDriverGetVersion(&status.driver_version) != cudaSuccess) status.driver_version = 0;
+  int num_devices = 0;
+  const cudaError_t counted = cudaGetDeviceCount(&num_devices);
+  if (counted != cudaSuccess) {
+    cudaGetLastError();  // clears it, so that nobody's next launch is blamed
+    status.problem = cudaGetErrorString(counted);
+    return status;
+  }
+  if (num_devices == 0) status.problem = "the driver shows no device";
+  for (int i = 0; i < num_devices; ++i) {
+    cudaDeviceProp properties;
+    check_cuda("cuda_status: reading a device", cudaGetDeviceProperties(&properties, i));
+    status.devices.push_back({properties.name, properties.major, properties.minor,
+                              static_cast<std::int64_t>(properties.totalGlobalMem)});
+  }
+  return status;
+}
+
+void cuda_probe(int device, std::uintptr_t raw_stream) {
+  const DeviceGuard guard(device);
+  const cudaStream_t stream = reinterpret_cast<cudaStream_t>(raw_stream);
+  int* out = nullptr;
+  check_cuda("cuda_probe: allocating", cudaMallocAsync(&out, kProbeThreads * sizeof(int), stream));
+  int found[kProbeThreads] = {};
+  launch_probe(out, stream);
+  check_cuda("cuda_probe: copying",
+             cudaMemcpyAsync(found, out, sizeof found, cudaMemcpyDeviceToHost, stream));
+  check_cuda("cuda_probe: freeing", cudaFreeAsync(out, stream));
+  check_cuda("cuda_probe: running probe_kernel [32]", cudaStreamSynchronize(stream));
+  for (int i = 0; i < kProbeThreads; ++i) {
+    if (found[i] != i + kProbeOffset) {
+      fail(ErrorKind::kRuntime, "cuda_probe: element ", i, " is ", found[i], ", expected ", i + kProbeOffset);
+    }
+  }
+}
+
+}  // namespace pyft

@@ -1,0 +1,67 @@
+"""The only importer of the compiled module `_pyft_C`: checks that it fits the package and says where calls run.
+
+Every native operation takes `num_threads` (CPU) and `stream` (CUDA); `execution` supplies both, so that no
+caller can forget the stream. What the operations mean is said in their own modules (`nf4`, `lora`,
+`cross_entropy`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from pyft import __version__
+
+MEND = "run `pip install .` in the folder of pyft's source"
+
+
+class Execution(TypedDict):
+    """Where a native operation runs."""
+
+    num_threads: int
+    stream: int
+
+
+def load(version: str = __version__) -> ModuleType:
+    """Import `_pyft_C` and check that it was built from this version of the package.
+
+    Args:
+        version: the version the module must have.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: if it is missing, does not load, or has another version; the message says how to mend it.
+    """
+    try:
+        module = importlib.import_module("_pyft_C")
+    except ModuleNotFoundError:
+        raise ImportError(f"pyft's compiled module _pyft_C is not installed: {MEND}") from None
+    except ImportError as error:
+        raise ImportError(f"pyft's compiled module _pyft_C does not load ({error}): {MEND}") from error
+    found = getattr(module, "__version__", "unknown")
+    if found != version:
+        where = getattr(module, "__file__", "unknown place")
+        raise ImportError(f"pyft is {version} but its compiled module _pyft_C is {found} ({where}): {MEND}")
+    return module
+
+
+C = load()
+
+
+def execution(tensor: Tensor) -> Execution:
+    """Where an operation on `tensor` runs: torch's thread count, and on CUDA the device's current stream.
+
+    Args:
+        tensor: one of the operation's inputs.
+
+    Returns:
+        The keyword arguments `num_threads` and `stream` of a native operation.
+    """
+    stream = torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+    return {"num_threads": torch.get_num_threads(), "stream": stream}
