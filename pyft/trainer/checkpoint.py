@@ -22,7 +22,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyft.trainer.faults import Faults
-from pyft.trainer.files import disk_error, no_room, remove, sync_file, sync_folder, write_new_file
+from pyft.trainer.files import (
+    check_room,
+    disk_errors,
+    remove,
+    removed_on_error,
+    sync_file,
+    sync_folder,
+    write_new_file,
+)
 
 MANIFEST_NAME = "manifest.json"
 OPTIMIZER_NAME = "optimizer.safetensors"
@@ -53,16 +61,13 @@ def write_checkpoint(
     Returns:
         The checkpoint's folder.
 
-    Raises:
-        DiskError: the disk is full or not writable. Nothing of the new checkpoint is left, no old one is
-            touched.
+    A full or read-only disk is a DiskError; nothing of the new checkpoint is left, no old one is touched.
     """
     faults = faults or Faults("")
     final = folder / f"checkpoint-{step}"
     staging = folder / f".{final.name}.staging"
-    if error := no_room(folder, needed_bytes):
-        raise error
-    try:
+    check_room(final, needed_bytes)
+    with disk_errors(final, needed_bytes), removed_on_error(staging):
         remove(staging)
         staging.mkdir()
         for number, write in enumerate(writers):
@@ -73,11 +78,6 @@ def write_checkpoint(
         faults.kill("kill_before_rename", step)
         os.rename(staging, final)
         sync_folder(folder)
-    except BaseException as error:
-        remove(staging)
-        if found := disk_error(final, error, needed_bytes):
-            raise found from error
-        raise
     return final
 
 
@@ -108,13 +108,11 @@ def publish(folder: Path, write: Callable[[Path], None], *, needed_bytes: int) -
         write: writes the files into the staging folder it is given.
         needed_bytes: about how many bytes that takes.
 
-    Raises:
-        DiskError: the disk is full or not writable.
+    A full or read-only disk is a DiskError.
     """
     staging = folder / ".result.staging"
-    if error := no_room(folder, needed_bytes):
-        raise error
-    try:
+    check_room(folder, needed_bytes)
+    with disk_errors(folder, needed_bytes), removed_on_error(staging):
         remove(staging)
         staging.mkdir()
         write(staging)
@@ -124,11 +122,6 @@ def publish(folder: Path, write: Callable[[Path], None], *, needed_bytes: int) -
             os.replace(path, final)
         remove(staging)
         sync_folder(folder)
-    except BaseException as error:
-        remove(staging)
-        if found := disk_error(folder, error, needed_bytes):
-            raise found from error
-        raise
 
 
 def settle(folder: Path) -> list[Path]:

@@ -6,11 +6,13 @@ errors.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from pyft.config import DiskError
@@ -68,18 +70,14 @@ def replace_file(path: Path, content: bytes) -> None:
         path: the file's final name.
         content: all its bytes.
 
-    Raises:
-        DiskError: the disk is full or not writable; the old file, if any, is still there.
+    A full or read-only disk is a DiskError, and the old file, if any, is still there.
     """
     staged = path.with_name(f".{path.name}.staging")
-    try:
+    with disk_errors(path), removed_on_error(staged):
         remove(staged)
         write_new_file(staged, content)
         os.replace(staged, path)
         sync_folder(path.parent)
-    except OSError as error:
-        staged.unlink(missing_ok=True)
-        raise disk_error(path, error) or error from error
 
 
 def open_for_append(path: Path) -> int:
@@ -89,19 +87,10 @@ def open_for_append(path: Path) -> int:
         path: the file.
 
     Returns:
-        Its descriptor.
-
-    Raises:
-        DiskError: it is a symbolic link, or cannot be written.
+        Its descriptor. A link, or a disk that cannot be written, is a DiskError.
     """
-    try:
+    with disk_errors(path):
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise DiskError(
-                f"is a symbolic link, which is never written through ({path}): remove it"
-            ) from error
-        raise disk_error(path, error) or error from error
 
 
 def remove(path: Path) -> None:
@@ -131,15 +120,46 @@ def disk_error(path: Path, error: BaseException, needed_bytes: int | None = None
     from_text = found is not None and (found[1] is None or int(found[1]) in _DISK_ERRNOS)
     if not from_text and not (isinstance(error, OSError) and error.errno in _DISK_ERRNOS):
         return None
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return DiskError(f"is a symbolic link, which is never written through ({path}): remove it")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return DiskError(f"cannot be written ({path}): {reason}; {_space(path, needed_bytes)}")
 
 
-def no_room(path: Path, needed_bytes: int) -> DiskError | None:
-    """Gives the error to raise when fewer than `needed_bytes` are free where `path` is to be written."""
-    if free_bytes(path) >= needed_bytes:
-        return None
-    return DiskError(f"does not fit on the disk ({path}): {_space(path, needed_bytes)}")
+@contextlib.contextmanager
+def disk_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
+    """Raises a DiskError, as `disk_error` makes it, for each error of the disk in the block."""
+    try:
+        yield
+    except Exception as error:
+        if found := disk_error(path, error, needed_bytes):
+            raise found from error
+        raise
+
+
+@contextlib.contextmanager
+def removed_on_error(path: Path) -> Iterator[None]:
+    """Removes a file or folder when the block is left by an exception, whichever."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(path)
+        raise
+
+
+def check_room(path: Path, needed_bytes: int) -> None:
+    """Sees that a write has room before it begins.
+
+    Args:
+        path: what is to be written.
+        needed_bytes: about how many bytes that takes.
+
+    Raises:
+        DiskError: fewer are free.
+    """
+    if free_bytes(path) < needed_bytes:
+        raise DiskError(f"does not fit on the disk ({path}): {_space(path, needed_bytes)}")
 
 
 def free_bytes(path: Path) -> int:

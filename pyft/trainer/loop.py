@@ -27,7 +27,7 @@ from pyft.config import DataError, Interrupted, NumericsError
 from pyft.trainer.console import Console
 from pyft.trainer.evaluate import EvaluationStopped, ask, evaluating, validation_loss
 from pyft.trainer.faults import Faults
-from pyft.trainer.memory import out_of_memory
+from pyft.trainer.memory import memory_errors
 from pyft.trainer.metrics import perplexity
 from pyft.trainer.optim import Optimizer, learning_rate_at
 from pyft.trainer.record import Boundary, Progress, RunRecord
@@ -111,15 +111,12 @@ class Trainer:
     def run(self) -> TrainResult:
         """Trains to the end.
 
+        What stops it early: Interrupted (a signal, after a save), NumericsError (three steps in a row were
+        not finite; the weights are those before), OutOfMemory (with what was asked for), DiskError (what was
+        saved before is whole), ConfigError (the checkpoint is of other parameters).
+
         Returns:
             How it went.
-
-        Raises:
-            Interrupted: a signal stopped it, after a save.
-            NumericsError: three steps in a row were not finite; the weights are those before them.
-            OutOfMemory: with what was asked for.
-            DiskError: something could not be written; what was saved before is whole.
-            ConfigError: the checkpoint is of other parameters.
         """
         for message in self._plan.messages:
             self._console.note(message)
@@ -133,12 +130,8 @@ class Trainer:
             stack.callback(self._record.close)
             stack.callback(self._trackers.close)
             stack.callback(self._console.close)
-            try:
+            with memory_errors(lambda: f"{self._stage}, step {self._progress.step + 1}"):
                 return self._run()
-            except Exception as error:
-                if found := out_of_memory(error, f"{self._stage}, step {self._progress.step + 1}"):
-                    raise found from error
-                raise
 
     def _run(self) -> TrainResult:
         seed_everything(self._settings.seed)

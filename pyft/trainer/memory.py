@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -12,6 +14,17 @@ from pyft.config import OutOfMemory
 # allocate 17592186044416 bytes"; some CUDA libraries say "out of memory" in one.
 _TEXT = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 _ASKED = re.compile(r"tried to allocate ([\d.]+ ?\w+)", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def memory_errors(doing: Callable[[], str]) -> Iterator[None]:
+    """Raises an OutOfMemory, as `out_of_memory` makes it, for each error of memory in the block."""
+    try:
+        yield
+    except Exception as error:
+        if found := out_of_memory(error, doing()):
+            raise found from error
+        raise
 
 
 def out_of_memory(error: BaseException, doing: str) -> OutOfMemory | None:

@@ -7,13 +7,15 @@ equal runs. A number that is not finite is written as null (JSON has no NaN), ne
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyft.trainer.files import disk_error, open_for_append
+from pyft.trainer.files import disk_errors, open_for_append
 
 LOG_NAME = "trainer_log.jsonl"
 SAMPLES_NAME = "samples.jsonl"
@@ -26,10 +28,7 @@ class JsonLog:
         """Opens the file, made if absent, to append to it.
 
         Args:
-            path: the file.
-
-        Raises:
-            DiskError: it cannot be written, or is a symbolic link.
+            path: the file. One that cannot be written, or is a symbolic link, is a DiskError.
         """
         self._path = path
         self._descriptor = open_for_append(path)
@@ -45,22 +44,26 @@ class JsonLog:
         Args:
             row: JSON values; floats that are not finite become null.
 
-        Raises:
-            DiskError: the disk is full; no part of the row is left in the file.
+        A full disk is a DiskError, and no part of the row is left in the file.
         """
         finite = {name: value if _is_finite(value) else None for name, value in row.items()}
         line = (
             json.dumps(finite, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
             + b"\n"
         )
-        before = self.size_bytes
-        try:
+        with disk_errors(self._path, len(line)), self._cut_on_error():
             written = os.write(self._descriptor, line)
             if written < len(line):
                 os.write(self._descriptor, line[written:])
-        except OSError as error:
+
+    @contextlib.contextmanager
+    def _cut_on_error(self) -> Iterator[None]:
+        before = self.size_bytes
+        try:
+            yield
+        except BaseException:
             os.ftruncate(self._descriptor, before)
-            raise disk_error(self._path, error, len(line)) or error from error
+            raise
 
     def cut(self, size_bytes: int) -> bool:
         """Drops every row past a length.

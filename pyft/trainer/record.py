@@ -68,9 +68,6 @@ class RunRecord:
             plan: how it begins.
             save_total_limit: how many checkpoints stay.
             note: shows a line.
-
-        Raises:
-            DiskError: a log cannot be written.
         """
         self._folder, self._stage, self._plan, self._note = folder, stage, plan, note
         self._limit = save_total_limit
@@ -147,9 +144,6 @@ class RunRecord:
 
         Returns:
             The checkpoint.
-
-        Raises:
-            DiskError: it cannot be written; older ones are as they were.
         """
         if self._last_saved is not None and checkpoints.step_of(self._last_saved) == progress.step:
             return self._last_saved
@@ -186,10 +180,7 @@ class RunRecord:
         Args:
             progress: the run's last.
             optimizer: the run's, which knows how large the weights are.
-            save_result: writes the result's files.
-
-        Raises:
-            DiskError: it cannot be written; the last checkpoint still leads here.
+            save_result: writes the result's files. If that fails, the last checkpoint still leads here.
         """
         if save_result is not None:
             checkpoints.publish(self._folder, save_result, needed_bytes=optimizer.weight_bytes)

@@ -7,14 +7,16 @@ file stays. Where a finished run lies, nothing is written at all, not even into 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 from pyft.config import ConfigError, DiskError
-from pyft.trainer.files import disk_error, open_for_append, write_new_file
+from pyft.trainer.files import open_for_append, write_new_file
 
 LOCK_NAME = ".pyft.lock"
 FINISHED_NAME = "finished.json"
@@ -43,7 +45,7 @@ class RunLock:
 
 
 def claim_folder(folder: Path) -> RunLock:
-    """Makes a run's folder ready and takes it.
+    """Makes a run's folder ready and takes it. One that cannot be made or written is a DiskError.
 
     Args:
         folder: the output folder; it and its parents are made when absent.
@@ -52,29 +54,23 @@ def claim_folder(folder: Path) -> RunLock:
         The lock, held until it is released or the process ends.
 
     Raises:
-        ConfigError: the folder holds something that is not a run's, or another process has it.
-        DiskError: it cannot be made or written.
+        ConfigError: another process has the folder. So is one that is no folder, or holds foreign things.
     """
-    try:
+    with _folder_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         check_own(folder)
         is_finished = _holds_finished_run(folder)
         if not is_finished:
             _check_writable(folder)
         descriptor = _open_lock(folder / LOCK_NAME, read_only=is_finished)
-    except OSError as error:
-        raise _not_writable(folder, error) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        is_taken = not _try_lock(descriptor)
+    if is_taken:
         os.close(descriptor)
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise _not_writable(folder, error) from error
         holder = (folder / LOCK_NAME).read_text(errors="replace").strip()
         raise ConfigError(
             f"another process {f'(pid {holder}) ' if holder else ''}is writing there "
             f"(train.output_dir {folder}): wait for it, or choose another folder"
-        ) from error
+        )
     if not is_finished:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
@@ -119,11 +115,26 @@ def _check_writable(folder: Path) -> None:
         probe.unlink(missing_ok=True)
 
 
-def _not_writable(folder: Path, error: OSError) -> ConfigError | DiskError:
-    if isinstance(error, FileExistsError | NotADirectoryError):
-        return ConfigError(
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+@contextlib.contextmanager
+def _folder_errors(folder: Path) -> Iterator[None]:
+    """Says which of the user's choices an error of the system is about."""
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(
             f"is not a folder, or lies below a file (train.output_dir {folder}): choose another"
-        )
-    return disk_error(folder, error) or DiskError(
-        f"cannot be written (train.output_dir {folder}): {error.strerror}; choose another folder"
-    )
+        ) from error
+    except OSError as error:
+        raise DiskError(
+            f"cannot be written (train.output_dir {folder}): {error.strerror}; choose another folder"
+        ) from error

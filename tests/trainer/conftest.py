@@ -4,7 +4,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from trainer.toy import Forge, toy_run
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread for toys, and no loss curve, which takes longer than their runs, where none is asked for."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    if "picture" not in request.node.name:
+        monkeypatch.setattr("pyft.trainer.record.plot_loss", lambda path, rows: None)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="session")

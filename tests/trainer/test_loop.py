@@ -234,14 +234,14 @@ def test_batch_without_targets_in_a_window_is_not_run(tmp_path):
 
 
 def test_nan_gradient_skips_the_step(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("PYFT_FAULT", "nan_grad@2,nan_grad@5")
+    monkeypatch.setenv("PYFT_FAULT", "nan_grad@2,nan_grad@5,nan_grad@7")
     result, model = toy_run(tmp_path, settings={"eval_steps": None})
     steps = steps_of(tmp_path)
-    assert [row["step"] for row in steps if row.get("skipped")] == [2, 5]
+    assert [row["step"] for row in steps if row.get("skipped")] == [2, 5, 7]
     assert set(steps[1]) == {*ROW_KEYS, "skipped"}
     assert steps[1]["grad_norm"] is None and steps[1]["loss"] != 0.0
     assert all(p.isfinite().all() for p in trained(model).values())
-    assert result.num_skipped_steps == 2 and result.step == 8
+    assert result.num_skipped_steps == 3 and result.step == 8
     assert "step 5 is skipped: loss" in (out := capsys.readouterr().out) and "(2 so far)" in out
 
 

@@ -153,6 +153,7 @@ def test_missing_optimizer_is_refused_by_name(tmp_path, how):
 
 def test_identity_is_compared_field_by_field(tmp_path):
     toy_run(tmp_path / "run", settings={"max_steps": 4})
+    (tmp_path / "run" / "finished.json").unlink()
     changed = {"model": {"sha": "b"}, "seed": 1, "extra": True}
     with pytest.raises(ConfigError) as caught:
         toy_trainer(tmp_path / "run", identity=changed, settings={"max_steps": 6, "learning_rate": 0.5})
