@@ -1,7 +1,7 @@
-"""Builds the native module `_pyft_C` with CMake and Ninja; everything else about the package is in pyproject.toml.
+"""Builds the native module `_pyft_C` with CMake and Ninja; the rest about the package is in pyproject.toml.
 
-Environment: PYFT_CUDA=auto|on|off (default auto), PYFT_CUDA_ARCHITECTURES="80;86;..." (default: all supported).
-Torch is neither needed nor looked for.
+Environment: PYFT_CUDA=auto|on|off (default auto), PYFT_CUDA_ARCHITECTURES="80;86;..." (default: all that the
+CUDA compiler knows of those pyft supports). Torch is neither needed nor looked for.
 """
 
 from __future__ import annotations

@@ -46,9 +46,11 @@ void nf4_quantize_absmax(const Nf4QuantizeAbsmaxArgs& args, const ExecutionConte
   check_num_dims(op, args.absmax, 1);
   check_contiguous(op, args.absmax);
   const std::int64_t num_blocks = args.absmax.shape[0];
-  check_dtype(op, args.offset, DType::kFloat32);
-  check(args.offset.num_elements() == 1, op, ": offset has ", args.offset.num_elements(),
-        " elements, expected 1");
+  for (const TensorRef* offset : {&args.given_offset, &args.offset}) {
+    if (offset == &args.given_offset && !offset->defined) continue;
+    check_dtype(op, *offset, DType::kFloat32);
+    check(offset->num_elements() == 1, op, ": offset has ", offset->num_elements(), " elements, expected 1");
+  }
   check_dtype(op, args.absmax_codes, DType::kUInt8);
   check_num_dims(op, args.absmax_codes, 1);
   check_size(op, args.absmax_codes, 0, num_blocks, "absmax needs");
@@ -58,7 +60,8 @@ void nf4_quantize_absmax(const Nf4QuantizeAbsmaxArgs& args, const ExecutionConte
   check_size(op, args.nested_absmax, 0, (num_blocks + kNestedBlockSize - 1) / kNestedBlockSize,
              "absmax needs");
   check_contiguous(op, args.nested_absmax);
-  require_cpu(op, common_device(op, {&args.absmax, &args.offset, &args.absmax_codes, &args.nested_absmax}));
+  require_cpu(op, common_device(op, {&args.absmax, &args.given_offset, &args.absmax_codes,
+                                     &args.nested_absmax, &args.offset}));
   cpu::nf4_quantize_absmax(args, context.num_threads);
 }
 
@@ -99,7 +102,93 @@ void nf4_linear_backward(const Nf4LinearBackwardArgs& args, const ExecutionConte
 // ---- LoRA
 // ------------------------------------------------------------------------------------------------------
 
+void lora_linear(const LoraLinearArgs& args, const ExecutionContext& context) {
+  const char* op = "lora_linear";
+  const WeightShape weight = check_lora_base(op, args.weight);
+  check_linear(op, args.x, weight.num_columns, args.y, weight.num_rows);
+  check_lora_adapter(op, args.lora_A, args.lora_B, weight);
+  check_bias(op, args.bias, args.x.dtype, weight.num_rows);
+  check_matrix(op, args.projected, DType::kFloat32, args.x.shape[0], args.lora_A.shape[0],
+               "x and lora_A give");
+  check_dropout(op, args.dropout);
+  check_lora_base_device(op, args.weight, args.x);
+  require_cpu(op,
+              common_device(op, {&args.x, &args.bias, &args.lora_A, &args.lora_B, &args.projected, &args.y}));
+  cpu::lora_linear(args, context.num_threads);
+}
+
+void lora_linear_backward(const LoraLinearBackwardArgs& args, const ExecutionContext& context) {
+  const char* op = "lora_linear_backward";
+  const WeightShape weight = check_lora_base(op, args.weight);
+  check_linear(op, args.x, weight.num_columns, args.grad_y, weight.num_rows);
+  check_lora_adapter(op, args.lora_A, args.lora_B, weight);
+  const std::int64_t num_tokens = args.x.shape[0], rank = args.lora_A.shape[0];
+  check_matrix(op, args.projected, DType::kFloat32, num_tokens, rank, "x and lora_A give");
+  check_matrix(op, args.grad_projected, DType::kFloat32, num_tokens, rank, "x and lora_A give");
+  if (args.grad_x.defined)
+    check_matrix(op, args.grad_x, args.x.dtype, num_tokens, weight.num_columns, "x has");
+  if (args.grad_A.defined)
+    check_matrix(op, args.grad_A, DType::kFloat32, rank, weight.num_columns, "lora_A has");
+  if (args.grad_B.defined)
+    check_matrix(op, args.grad_B, DType::kFloat32, weight.num_rows, rank, "lora_B has");
+  check_dropout(op, args.dropout);
+  check_lora_base_device(op, args.weight, args.x);
+  require_cpu(op, common_device(op, {&args.x, &args.grad_y, &args.lora_A, &args.lora_B, &args.projected,
+                                     &args.grad_projected, &args.grad_x, &args.grad_A, &args.grad_B}));
+  cpu::lora_linear_backward(args, context.num_threads);
+}
+
 // ---- Cross-entropy
 // ---------------------------------------------------------------------------------------------
+
+void cross_entropy(const CrossEntropyArgs& args, const ExecutionContext& context) {
+  const char* op = "cross_entropy";
+  check_float_matrix(op, args.logits);
+  check_targets(op, args.targets, args.logits);
+  check_scalar(op, args.loss);
+  check_matrix(op, args.row_stats, DType::kFloat32, args.logits.shape[0], 2, "logits need");
+  require_cpu(op, common_device(op, {&args.logits, &args.targets, &args.loss, &args.row_stats}));
+  check_target_range(op, args.targets, args.ignore_index, args.logits.shape[1]);
+  cpu::cross_entropy(args, context.num_threads);
+}
+
+void cross_entropy_backward(const CrossEntropyBackwardArgs& args, const ExecutionContext& context) {
+  const char* op = "cross_entropy_backward";
+  check_float_matrix(op, args.logits);
+  check_targets(op, args.targets, args.logits);
+  check_scalar(op, args.grad_loss);
+  const std::int64_t num_rows = args.logits.shape[0], vocabulary = args.logits.shape[1];
+  check_matrix(op, args.row_stats, DType::kFloat32, num_rows, 2, "logits need");
+  check_matrix(op, args.grad_logits, args.logits.dtype, num_rows, vocabulary, "logits have");
+  require_cpu(op, common_device(op, {&args.grad_loss, &args.logits, &args.targets, &args.row_stats,
+                                     &args.grad_logits}));
+  check_target_range(op, args.targets, args.ignore_index, vocabulary);
+  cpu::cross_entropy_backward(args, context.num_threads);
+}
+
+void linear_cross_entropy(const LinearCrossEntropyArgs& args, const ExecutionContext& context) {
+  const char* op = "linear_cross_entropy";
+  check_float_matrix(op, args.hidden);
+  check_float_matrix(op, args.head_weight);
+  check_dtype(op, args.head_weight, args.hidden.dtype);
+  const std::int64_t num_tokens = args.hidden.shape[0];
+  const std::int64_t width = args.hidden.shape[1], vocabulary = args.head_weight.shape[0];
+  check_size(op, args.hidden, 1, args.head_weight.shape[1], "head_weight expects");
+  check_targets(op, args.targets, args.hidden);
+  check_scalar(op, args.loss);
+  check_dtype(op, args.workspace, DType::kFloat32);
+  check_contiguous(op, args.workspace);
+  const std::int64_t needed = plan_linear_cross_entropy(num_tokens, width, vocabulary).workspace_floats;
+  check(args.workspace.num_elements() >= needed, op, ": workspace has ", args.workspace.num_elements(),
+        " elements, expected ", needed);
+  if (args.grad_hidden.defined)
+    check_matrix(op, args.grad_hidden, DType::kFloat32, num_tokens, width, "hidden has");
+  if (args.grad_head.defined)
+    check_matrix(op, args.grad_head, DType::kFloat32, vocabulary, width, "head_weight has");
+  require_cpu(op, common_device(op, {&args.hidden, &args.head_weight, &args.targets, &args.workspace,
+                                     &args.loss, &args.grad_hidden, &args.grad_head}));
+  check_target_range(op, args.targets, args.ignore_index, vocabulary);
+  cpu::linear_cross_entropy(args, context.num_threads);
+}
 
 }  // namespace pyft

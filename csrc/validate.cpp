@@ -47,6 +47,85 @@ void check_linear(const char* op, const TensorRef& operand, std::int64_t feature
   check_contiguous(op, out);
 }
 
+void check_matrix(const char* op, const TensorRef& matrix, DType dtype, std::int64_t num_rows,
+                  std::int64_t num_columns, const char* whose) {
+  check_dtype(op, matrix, dtype);
+  check_num_dims(op, matrix, 2);
+  check_size(op, matrix, 0, num_rows, whose);
+  check_size(op, matrix, 1, num_columns, whose);
+  check_contiguous(op, matrix);
+}
+
+void check_float_matrix(const char* op, const TensorRef& matrix) {
+  check_float_dtype(op, matrix);
+  check_num_dims(op, matrix, 2);
+  check_contiguous(op, matrix);
+}
+
+void check_scalar(const char* op, const TensorRef& tensor) {
+  check_dtype(op, tensor, DType::kFloat32);
+  check(tensor.num_elements() == 1, op, ": ", tensor.name, " has ", tensor.num_elements(),
+        " elements, expected 1");
+}
+
+void check_bias(const char* op, const TensorRef& bias, DType dtype, std::int64_t size) {
+  if (!bias.defined) return;
+  check_dtype(op, bias, dtype);
+  check_num_dims(op, bias, 1);
+  check_size(op, bias, 0, size, "weight expects");
+  check_contiguous(op, bias);
+}
+
+WeightShape check_lora_base(const char* op, const LoraBase& base) {
+  if (!base.dense.defined) {
+    check_nf4(op, base.nf4);
+    return {base.nf4.num_rows, base.nf4.num_columns};
+  }
+  check(!base.nf4.codes.defined, op, ": the weight is given twice, dense and in NF4");
+  check_float_matrix(op, base.dense);
+  return {base.dense.shape[0], base.dense.shape[1]};
+}
+
+void check_lora_adapter(const char* op, const TensorRef& lora_A, const TensorRef& lora_B,
+                        const WeightShape& weight) {
+  for (const TensorRef* matrix : {&lora_A, &lora_B}) {
+    check_dtype(op, *matrix, DType::kFloat32);
+    check_num_dims(op, *matrix, 2);
+    check_contiguous(op, *matrix);
+  }
+  check_size(op, lora_A, 1, weight.num_columns, "weight expects");
+  check_size(op, lora_B, 0, weight.num_rows, "weight expects");
+  check_size(op, lora_B, 1, lora_A.shape[0], "lora_A expects");
+}
+
+void check_dropout(const char* op, const Dropout& dropout) {
+  check(dropout.probability >= 0.0 && dropout.probability < 1.0, op, ": dropout is ", dropout.probability,
+        ", expected 0 <= dropout < 1");
+}
+
+void check_lora_base_device(const char* op, const LoraBase& base, const TensorRef& x) {
+  common_device(op, {&x, &base.dense, &base.nf4.codes, &base.nf4.absmax, &base.nf4.absmax_codes,
+                     &base.nf4.nested_absmax, &base.nf4.offset});
+}
+
+void check_targets(const char* op, const TensorRef& targets, const TensorRef& beside) {
+  check_dtype(op, targets, DType::kInt64);
+  check_num_dims(op, targets, 1);
+  check(targets.shape[0] == beside.shape[0], op, ": targets.shape[0] is ", targets.shape[0], ", ",
+        beside.name, " expects ", beside.shape[0]);
+  check_contiguous(op, targets);
+}
+
+void check_target_range(const char* op, const TensorRef& targets, std::int64_t ignore_index,
+                        std::int64_t vocabulary) {
+  const std::int64_t* values = targets.as<const std::int64_t>();
+  for (std::int64_t t = 0; t < targets.shape[0]; ++t) {
+    if (values[t] == ignore_index || (values[t] >= 0 && values[t] < vocabulary)) continue;
+    fail(ErrorKind::kIndex, op, ": targets[", t, "] is ", values[t], ", expected ", ignore_index,
+         " (ignored) or an id in [0, ", vocabulary, ")");
+  }
+}
+
 DeviceType common_device(const char* op, std::initializer_list<const TensorRef*> tensors) {
   const TensorRef* first = nullptr;
   for (const TensorRef* tensor : tensors) {

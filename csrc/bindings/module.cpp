@@ -65,15 +65,16 @@ void bind_nf4(py::module_& module) {
       py::arg("stream"));
   module.def(
       "nf4_quantize_absmax",
-      [](py::handle absmax, py::handle offset, py::handle absmax_codes, py::handle nested_absmax,
-         int num_threads, std::uintptr_t stream) {
+      [](py::handle absmax, py::handle given_offset, py::handle absmax_codes, py::handle nested_absmax,
+         py::handle offset, int num_threads, std::uintptr_t stream) {
         const pyft::Nf4QuantizeAbsmaxArgs args{
-            tensor_argument(absmax, "absmax"), tensor_argument(offset, "offset"),
-            tensor_argument(absmax_codes, "absmax_codes"), tensor_argument(nested_absmax, "nested_absmax")};
+            tensor_argument(absmax, "absmax"), tensor_argument(given_offset, "offset"),
+            tensor_argument(absmax_codes, "absmax_codes"), tensor_argument(nested_absmax, "nested_absmax"),
+            tensor_argument(offset, "offset")};
         run(pyft::nf4_quantize_absmax, args, num_threads, stream);
       },
-      py::kw_only(), py::arg("absmax"), py::arg("offset"), py::arg("absmax_codes"), py::arg("nested_absmax"),
-      py::arg("num_threads"), py::arg("stream"));
+      py::kw_only(), py::arg("absmax"), py::arg("given_offset").none(true), py::arg("absmax_codes"),
+      py::arg("nested_absmax"), py::arg("offset"), py::arg("num_threads"), py::arg("stream"));
   module.def(
       "nf4_dequantize",
       [](const py::tuple& weight, py::handle out, int num_threads, std::uintptr_t stream) {
@@ -101,6 +102,113 @@ void bind_nf4(py::module_& module) {
       },
       py::kw_only(), py::arg("grad_y"), py::arg("weight"), py::arg("grad_x"), py::arg("num_threads"),
       py::arg("stream"));
+}
+
+// A base weight as Python passes it: a dense tensor, or the parts of an NF4Weight.
+pyft::LoraBase lora_base_argument(const py::object& weight) {
+  pyft::LoraBase base{};
+  if (py::isinstance<py::tuple>(weight)) {
+    base.nf4 = nf4_argument(py::cast<py::tuple>(weight));
+  } else {
+    base.dense = tensor_argument(weight, "weight");
+  }
+  return base;
+}
+
+void bind_lora(py::module_& module) {
+  module.def(
+      "lora_linear",
+      [](py::handle x, const py::object& weight, py::handle bias, py::handle lora_A, py::handle lora_B,
+         py::handle projected, py::handle y, double scaling, double dropout, std::uint64_t seed,
+         int num_threads, std::uintptr_t stream) {
+        const pyft::LoraLinearArgs args{tensor_argument(x, "x"),
+                                        lora_base_argument(weight),
+                                        tensor_argument(bias, "bias"),
+                                        tensor_argument(lora_A, "lora_A"),
+                                        tensor_argument(lora_B, "lora_B"),
+                                        tensor_argument(projected, "projected"),
+                                        tensor_argument(y, "y"),
+                                        scaling,
+                                        {dropout, seed}};
+        run(pyft::lora_linear, args, num_threads, stream);
+      },
+      py::kw_only(), py::arg("x"), py::arg("weight"), py::arg("bias").none(true), py::arg("lora_A"),
+      py::arg("lora_B"), py::arg("projected"), py::arg("y"), py::arg("scaling"), py::arg("dropout"),
+      py::arg("seed"), py::arg("num_threads"), py::arg("stream"));
+  module.def(
+      "lora_linear_backward",
+      [](py::handle grad_y, py::handle x, const py::object& weight, py::handle lora_A, py::handle lora_B,
+         py::handle projected, py::handle grad_projected, py::handle grad_x, py::handle grad_A,
+         py::handle grad_B, double scaling, double dropout, std::uint64_t seed, int num_threads,
+         std::uintptr_t stream) {
+        const pyft::LoraLinearBackwardArgs args{tensor_argument(grad_y, "grad_y"),
+                                                tensor_argument(x, "x"),
+                                                lora_base_argument(weight),
+                                                tensor_argument(lora_A, "lora_A"),
+                                                tensor_argument(lora_B, "lora_B"),
+                                                tensor_argument(projected, "projected"),
+                                                tensor_argument(grad_projected, "grad_projected"),
+                                                tensor_argument(grad_x, "grad_x"),
+                                                tensor_argument(grad_A, "grad_A"),
+                                                tensor_argument(grad_B, "grad_B"),
+                                                scaling,
+                                                {dropout, seed}};
+        run(pyft::lora_linear_backward, args, num_threads, stream);
+      },
+      py::kw_only(), py::arg("grad_y"), py::arg("x"), py::arg("weight"), py::arg("lora_A"), py::arg("lora_B"),
+      py::arg("projected"), py::arg("grad_projected"), py::arg("grad_x").none(true),
+      py::arg("grad_A").none(true), py::arg("grad_B").none(true), py::arg("scaling"), py::arg("dropout"),
+      py::arg("seed"), py::arg("num_threads"), py::arg("stream"));
+}
+
+void bind_cross_entropy(py::module_& module) {
+  module.def(
+      "cross_entropy",
+      [](py::handle logits, py::handle targets, py::handle loss, py::handle row_stats,
+         std::int64_t ignore_index, int num_threads, std::uintptr_t stream) {
+        const pyft::CrossEntropyArgs args{tensor_argument(logits, "logits"),
+                                          tensor_argument(targets, "targets"), tensor_argument(loss, "loss"),
+                                          tensor_argument(row_stats, "row_stats"), ignore_index};
+        run(pyft::cross_entropy, args, num_threads, stream);
+      },
+      py::kw_only(), py::arg("logits"), py::arg("targets"), py::arg("loss"), py::arg("row_stats"),
+      py::arg("ignore_index"), py::arg("num_threads"), py::arg("stream"));
+  module.def(
+      "cross_entropy_backward",
+      [](py::handle grad_loss, py::handle logits, py::handle targets, py::handle row_stats,
+         py::handle grad_logits, std::int64_t ignore_index, int num_threads, std::uintptr_t stream) {
+        const pyft::CrossEntropyBackwardArgs args{
+            tensor_argument(grad_loss, "grad_loss"),     tensor_argument(logits, "logits"),
+            tensor_argument(targets, "targets"),         tensor_argument(row_stats, "row_stats"),
+            tensor_argument(grad_logits, "grad_logits"), ignore_index};
+        run(pyft::cross_entropy_backward, args, num_threads, stream);
+      },
+      py::kw_only(), py::arg("grad_loss"), py::arg("logits"), py::arg("targets"), py::arg("row_stats"),
+      py::arg("grad_logits"), py::arg("ignore_index"), py::arg("num_threads"), py::arg("stream"));
+  module.def(
+      "plan_linear_cross_entropy",
+      [](std::int64_t num_tokens, std::int64_t width, std::int64_t vocabulary) {
+        const pyft::LinearCrossEntropyPlan plan =
+            pyft::plan_linear_cross_entropy(num_tokens, width, vocabulary);
+        return py::dict(py::arg("chunk_tokens") = plan.chunk_tokens, py::arg("num_splits") = plan.num_splits,
+                        py::arg("workspace_floats") = plan.workspace_floats);
+      },
+      py::kw_only(), py::arg("num_tokens"), py::arg("width"), py::arg("vocabulary"));
+  module.def(
+      "linear_cross_entropy",
+      [](py::handle hidden, py::handle head_weight, py::handle targets, py::handle workspace, py::handle loss,
+         py::handle grad_hidden, py::handle grad_head, std::int64_t ignore_index, int num_threads,
+         std::uintptr_t stream) {
+        const pyft::LinearCrossEntropyArgs args{
+            tensor_argument(hidden, "hidden"),       tensor_argument(head_weight, "head_weight"),
+            tensor_argument(targets, "targets"),     tensor_argument(workspace, "workspace"),
+            tensor_argument(loss, "loss"),           tensor_argument(grad_hidden, "grad_hidden"),
+            tensor_argument(grad_head, "grad_head"), ignore_index};
+        run(pyft::linear_cross_entropy, args, num_threads, stream);
+      },
+      py::kw_only(), py::arg("hidden"), py::arg("head_weight"), py::arg("targets"), py::arg("workspace"),
+      py::arg("loss"), py::arg("grad_hidden").none(true), py::arg("grad_head").none(true),
+      py::arg("ignore_index"), py::arg("num_threads"), py::arg("stream"));
 }
 
 // What was built and what was found, for python -m pyft.env.
@@ -140,6 +248,6 @@ PYBIND11_MODULE(_pyft_C, module) {
   py::register_local_exception_translator(translate_error);
   bind_info(module);
   bind_nf4(module);
-  // LoRA
-  // Cross-entropy
+  bind_lora(module);
+  bind_cross_entropy(module);
 }

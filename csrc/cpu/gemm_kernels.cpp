@@ -9,8 +9,7 @@
 //
 //   for n0 in N by kBlockN:                 a block of B, packed once:    kBlockK x kBlockN floats, 256 KB
 //     for k0 in K by kBlockK:
-//       for m0 in M by kBlockM:             a block of A, packed once:    kBlockM x kBlockK floats, 96 KB or
-//       less
+//       for m0 in M by kBlockM:             a block of A, packed once:    kBlockM x kBlockK floats, 96 KB
 //         tiles: C (+)= A panel * B panel
 //
 // Panels are padded with zeros, so edges run the same code. An element of C is summed over k in order, in

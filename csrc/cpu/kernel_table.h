@@ -12,5 +12,9 @@ void nf4_quantize(const void* weight, DType dtype, std::int64_t num_weights, std
 void nf4_dequantize(const Nf4View& weight, std::int64_t first, std::int64_t last, DType out_dtype, void* out);
 void nf4_dequantize_floats(const Nf4View& weight, std::int64_t first, std::int64_t last,
                            bool round_to_bfloat16, float* out);
+void dropout_factors(std::uint64_t seed, std::int64_t first_entry, std::int64_t n, std::uint32_t threshold,
+                     float keep_scale, float* factors);
+void row_max_and_sum(const void* row, DType dtype, std::int64_t n, float* max, double* sum);
+void row_softmax(const void* row, DType dtype, std::int64_t n, float max, float factor, void* out);
 
 }  // namespace pyft::cpu::PYFT_ISA

@@ -57,6 +57,15 @@ struct KernelTable {
   // The same, as float32, at any `first`; values rounded to bfloat16 when asked.
   void (*nf4_dequantize_floats)(const Nf4View& weight, std::int64_t first, std::int64_t last,
                                 bool round_to_bfloat16, float* out);
+
+  // LoRA. factors[i] = keep_scale, or 0 where dropout drops flat entry first_entry + i.
+  void (*dropout_factors)(std::uint64_t seed, std::int64_t first_entry, std::int64_t n,
+                          std::uint32_t threshold, float keep_scale, float* factors);
+
+  // Cross-entropy. The largest of n logits, and the sum of exp(logit - largest); NaN in gives NaN out.
+  void (*row_max_and_sum)(const void* row, DType dtype, std::int64_t n, float* max, double* sum);
+  // out[v] = exp(row[v] - max) * factor, in the row's dtype; `out` may be `row`.
+  void (*row_softmax)(const void* row, DType dtype, std::int64_t n, float max, float factor, void* out);
 };
 
 }  // namespace pyft::cpu

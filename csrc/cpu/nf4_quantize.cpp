@@ -58,6 +58,13 @@ void quantize_nested_block(const float* absmax, std::int64_t count, float offset
   for (std::int64_t i = 0; i < count; ++i) codes[i] = step_codes[step_of(centred[i] * inverse)];
 }
 
+// In one order whatever the number of threads; B is 1/64 of the weights.
+float mean(const float* values, std::int64_t count) {
+  double sum = 0.0;
+  for (std::int64_t i = 0; i < count; ++i) sum += values[i];
+  return count ? static_cast<float>(sum / static_cast<double>(count)) : 0.0f;
+}
+
 }  // namespace
 
 void nf4_quantize(const Nf4QuantizeArgs& args, int num_threads) {
@@ -73,8 +80,10 @@ void nf4_quantize(const Nf4QuantizeArgs& args, int num_threads) {
 void nf4_quantize_absmax(const Nf4QuantizeAbsmaxArgs& args, int num_threads) {
   static const std::vector<std::uint8_t> step_codes = make_step_codes();
   const float* absmax = args.absmax.as<const float>();
-  const float offset = *args.offset.as<const float>();
   const std::int64_t num_values = args.absmax.num_elements();
+  const float offset =
+      args.given_offset.defined ? *args.given_offset.as<const float>() : mean(absmax, num_values);
+  *args.offset.as<float>() = offset;
   const std::int64_t num_blocks = (num_values + kNestedBlockSize - 1) / kNestedBlockSize;
   parallel_for(num_threads, num_blocks, 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t block = begin; block < end; ++block) {

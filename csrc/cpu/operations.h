@@ -11,8 +11,11 @@ void nf4_dequantize(const Nf4DequantizeArgs& args, int num_threads);
 void nf4_linear(const Nf4LinearArgs& args, int num_threads);
 void nf4_linear_backward(const Nf4LinearBackwardArgs& args, int num_threads);
 
-// LoRA
+void lora_linear(const LoraLinearArgs& args, int num_threads);
+void lora_linear_backward(const LoraLinearBackwardArgs& args, int num_threads);
 
-// Cross-entropy
+void cross_entropy(const CrossEntropyArgs& args, int num_threads);
+void cross_entropy_backward(const CrossEntropyBackwardArgs& args, int num_threads);
+void linear_cross_entropy(const LinearCrossEntropyArgs& args, int num_threads);
 
 }  // namespace pyft::cpu

@@ -1,4 +1,4 @@
-"""The only importer of the compiled module `_pyft_C`: checks that it fits the package and says where calls run.
+"""The only importer of the compiled module `_pyft_C`: checks that it fits, and says where calls run.
 
 Every native operation takes `num_threads` (CPU) and `stream` (CUDA); `execution` supplies both, so that no
 caller can forget the stream. What the operations mean is said in their own modules (`nf4`, `lora`,

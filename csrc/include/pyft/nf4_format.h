@@ -5,19 +5,16 @@
 //
 //     element    0     1     2     3          62    63  |  64    65
 //             +-----+-----+-----+-----+ ... +-----+-----+-----+-----+ ...
-//     codes   | hi  | lo  | hi  | lo  |     | hi  | lo  | hi  | lo  |      two to a byte, the even element in
-//     the
-//             +-----+-----+-----+-----+ ... +-----+-----+-----+-----+ ...  high nibble; an odd end has low
-//             nibble 7
-//                byte 0      byte 1           byte 31     byte 32
+//     codes   | hi  | lo  | hi  | lo  |     | hi  | lo  | hi  | lo  |     two to a byte, the even element
+//             +-----+-----+-----+-----+ ... +-----+-----+-----+-----+ ... in the high nibble; an odd end
+//                byte 0      byte 1           byte 31     byte 32         has 7 in the low nibble
 //
-//     value = kNf4Codebook[code] * absmax[block]         one float32 product, then rounded to the wanted
-//     dtype
+//     value = kNf4Codebook[code] * absmax[block]       a float32 product, then rounded to the wanted dtype
 //
 //   Double quantisation stores absmax in 8 bits, again in blocks, of 256:
 //
-//     absmax[b] = kDynamicMap[absmax_codes[b]] * nested_absmax[b / 256] + offset     product rounded, then
-//     the sum
+//     absmax[b] = kDynamicMap[absmax_codes[b]] * nested_absmax[b / 256] + offset
+//                                                      product rounded to float32, then the sum
 //
 //   offset is the mean of all absmax, so that what is stored is small and signed. Bytes per weight:
 //   4 / 8 + 1 / 64 + 4 / (64 * 256) = 0.516.

@@ -41,9 +41,10 @@ void nf4_quantize(const Nf4QuantizeArgs& args, const ExecutionContext& context);
 
 struct Nf4QuantizeAbsmaxArgs {
   TensorRef absmax;         // float32 [B]
-  TensorRef offset;         // in: float32, one element
+  TensorRef given_offset;   // float32, one element, or None for the mean of absmax, summed in float64
   TensorRef absmax_codes;   // out: uint8 [B]
   TensorRef nested_absmax;  // out: float32 [C]
+  TensorRef offset;         // out: float32, one element, what was subtracted
 };
 // The second quantisation: absmax - offset to 8 bits in blocks of 256.
 void nf4_quantize_absmax(const Nf4QuantizeAbsmaxArgs& args, const ExecutionContext& context);
