@@ -121,7 +121,7 @@ def nf4_quantize(weight: Tensor, *, double_quant: bool = True) -> NF4Weight:
 
 
 def nf4_dequantize(weight: NF4Weight, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Rebuild the dense weight: w[i] = codebook[code[i]] * absmax[i // 64], in float32, then rounded to dtype.
+    """Rebuild the dense weight: w[i] = codebook[code[i]] * absmax[i // 64] in float32, then to dtype.
 
     Args:
         weight: the quantised weight.
@@ -249,10 +249,10 @@ def _find_non_finite(ours: Tensor, reference: Tensor, torchs: Tensor) -> str | N
 def find_mismatch(actual: Tensor, reference64: Tensor, same_dtype_torch: Tensor) -> str | None:
     """Judge a result: its error may be twice that of torch in the same dtype, plus one unit of rounding.
 
-        max|actual - ref|  <=  2 max|torch - ref| + eps(dtype) max|ref|,      and the same for the means
+        max|actual - ref|  <=  2 max|torch - ref| + eps(dtype) max|ref|,   and the same for the means
 
-    The mean catches what a single large error of torch's own would excuse. NaN and infinities must be where the
-    reference has them.
+    The mean catches what a single large error of torch's own would excuse. NaN and infinities must be where
+    the reference has them.
 
     Args:
         actual: the result to judge.

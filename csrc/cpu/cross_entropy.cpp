@@ -1,0 +1,76 @@
+// cross_entropy and its backward: one row at a time, each by one thread; the rows' losses are added in order,
+// in double.
+//
+//     loss_t      = log(sum_v exp(l[v] - max)) - (l[target] - max)
+//     dLogits[v]  = (exp(l[v] - max) / sum - [v == target]) * dLoss
+//
+// Keeping max and sum apart, rather than their log-sum-exp, keeps the difference l - max exact for the
+// entries that matter. Rows without a target are not read; their gradient is zeros.
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/operations.h"
+#include "cpu/parallel.h"
+
+namespace pyft::cpu {
+namespace {
+
+float element(const TensorRef& matrix, std::int64_t index) {
+  return matrix.dtype == DType::kBFloat16 ? bfloat16_to_float(matrix.as<const BFloat16Bits>()[index])
+                                          : matrix.as<const float>()[index];
+}
+
+char* row_pointer(const TensorRef& matrix, std::int64_t row) {
+  return matrix.as<char>() + row * matrix.shape[1] * dtype_bytes(matrix.dtype);
+}
+
+}  // namespace
+
+void cross_entropy(const CrossEntropyArgs& args, int num_threads) {
+  const std::int64_t num_rows = args.logits.shape[0], vocabulary = args.logits.shape[1];
+  const std::int64_t* targets = args.targets.as<const std::int64_t>();
+  float* stats = args.row_stats.as<float>();
+  std::vector<double> row_loss(static_cast<std::size_t>(num_rows), 0.0);
+  parallel_for(num_threads, num_rows, 1, [&](std::int64_t t, std::int64_t) {
+    float max = 0.0f;
+    double sum = 0.0;
+    if (targets[t] != args.ignore_index) {
+      kernels().row_max_and_sum(row_pointer(args.logits, t), args.logits.dtype, vocabulary, &max, &sum);
+      const float target_logit = element(args.logits, t * vocabulary + targets[t]);
+      row_loss[static_cast<std::size_t>(t)] = std::log(sum) - (static_cast<double>(target_logit) - max);
+    }
+    stats[2 * t] = max;
+    stats[2 * t + 1] = static_cast<float>(sum);
+  });
+  double loss = 0.0;
+  for (double row : row_loss) loss += row;
+  *args.loss.as<float>() = static_cast<float>(loss);
+}
+
+void cross_entropy_backward(const CrossEntropyBackwardArgs& args, int num_threads) {
+  const std::int64_t num_rows = args.logits.shape[0], vocabulary = args.logits.shape[1];
+  const std::int64_t* targets = args.targets.as<const std::int64_t>();
+  const float* stats = args.row_stats.as<const float>();
+  const float grad_loss = *args.grad_loss.as<const float>();
+  parallel_for(num_threads, num_rows, 1, [&](std::int64_t t, std::int64_t) {
+    char* out = row_pointer(args.grad_logits, t);
+    if (targets[t] == args.ignore_index) {
+      std::memset(out, 0, static_cast<std::size_t>(vocabulary * dtype_bytes(args.logits.dtype)));
+      return;
+    }
+    const float max = stats[2 * t], inverse_sum = 1.0f / stats[2 * t + 1];
+    kernels().row_softmax(row_pointer(args.logits, t), args.logits.dtype, vocabulary, max,
+                          inverse_sum * grad_loss, out);
+    const float target_logit = element(args.logits, t * vocabulary + targets[t]);
+    const float gradient = (std::exp(target_logit - max) * inverse_sum - 1.0f) * grad_loss;
+    if (args.logits.dtype == DType::kBFloat16) {
+      reinterpret_cast<BFloat16Bits*>(out)[targets[t]] = float_to_bfloat16(gradient);
+    } else {
+      reinterpret_cast<float*>(out)[targets[t]] = gradient;
+    }
+  });
+}
+
+}  // namespace pyft::cpu

@@ -1,0 +1,173 @@
+// linear_cross_entropy: loss and gradients from hidden [T, K] and head [V, K], logits for one chunk of tokens
+// at a time.
+//
+// Only rows with a target are gathered (n of T). For each chunk of C of them:
+//
+//     h [C, K]  = gathered rows, float32
+//     L [C, V]  = h W^T                          tiles over V; at most 32 MiB
+//     loss     += log-sum-exp - L[target];  L = softmax(L) - one_hot, in place, row by row
+//     dH [C, K] = L W                            num_splits partial sums over V, added in order
+//     dW [V, K] += L^T h                         tiles over V; float32, only for a head that trains
+//
+// Without a wanted gradient the last two, and the softmax, are left out. No sum crosses threads except
+// through the splits, whose number depends on the shape alone: the bits do not depend on the number of
+// threads.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "cpu/gemm.h"
+#include "cpu/isa.h"
+#include "cpu/operations.h"
+#include "cpu/parallel.h"
+
+namespace pyft {
+
+LinearCrossEntropyPlan plan_linear_cross_entropy(std::int64_t num_tokens, std::int64_t width,
+                                                 std::int64_t vocabulary) {
+  constexpr std::int64_t kBufferFloats = 8 << 20;  // 32 MiB each for logits and for partial sums
+  constexpr std::int64_t kMaxChunk = 1024, kMaxSplits = 8, kMinSplitRows = 512;
+  LinearCrossEntropyPlan plan{};
+  plan.chunk_tokens =
+      std::clamp<std::int64_t>(kBufferFloats / std::max<std::int64_t>(vocabulary, 1), 1, kMaxChunk);
+  plan.chunk_tokens = std::min(plan.chunk_tokens, std::max<std::int64_t>(num_tokens, 1));
+  const std::int64_t fitting = kBufferFloats / std::max<std::int64_t>(plan.chunk_tokens * width, 1);
+  plan.num_splits = std::clamp<std::int64_t>(std::min(fitting, vocabulary / kMinSplitRows), 1, kMaxSplits);
+  plan.workspace_floats = plan.chunk_tokens * (vocabulary + width + plan.num_splits * width);
+  return plan;
+}
+
+}  // namespace pyft
+
+namespace pyft::cpu {
+namespace {
+
+constexpr std::int64_t kTileVocabulary = 256;
+constexpr std::int64_t kTileColumns = 128;
+
+// The work on one chunk; buffers lie in the workspace one behind the other.
+struct Chunk {
+  const LinearCrossEntropyArgs& args;
+  const LinearCrossEntropyPlan& plan;
+  int num_threads;
+  std::int64_t width;
+  std::int64_t vocabulary;
+  MatrixView head;
+  float* logits;    // [C, V]
+  float* hidden;    // [C, K]
+  float* partials;  // [num_splits, C, K]
+
+  const std::int64_t* rows = nullptr;  // which rows of T these are
+  std::int64_t num_rows = 0;
+
+  void gather() const {
+    for (std::int64_t i = 0; i < num_rows; ++i) {
+      float* out = hidden + i * width;
+      if (args.hidden.dtype == DType::kFloat32) {
+        std::memcpy(out, args.hidden.as<const float>() + rows[i] * width,
+                    static_cast<std::size_t>(width) * 4);
+      } else {
+        const BFloat16Bits* in = args.hidden.as<const BFloat16Bits>() + rows[i] * width;
+        for (std::int64_t k = 0; k < width; ++k) out[k] = bfloat16_to_float(in[k]);
+      }
+    }
+  }
+
+  void compute_logits() const {
+    parallel_for(num_threads, vocabulary, kTileVocabulary, [&](std::int64_t v0, std::int64_t v1) {
+      gemm(num_rows, v1 - v0, width, dense_view(hidden, DType::kFloat32, width),
+           transposed(offset_view(head, v0, 0)), logits + v0, vocabulary, false);
+    });
+  }
+
+  // Each row's loss; logits become softmax - one_hot when a gradient is wanted.
+  void compute_losses(double* row_loss) const {
+    const std::int64_t* targets = args.targets.as<const std::int64_t>();
+    const bool wants_gradient = args.grad_hidden.defined || args.grad_head.defined;
+    parallel_for(num_threads, num_rows, 1, [&](std::int64_t i, std::int64_t) {
+      float* row = logits + i * vocabulary;
+      const std::int64_t target = targets[rows[i]];
+      float max;
+      double sum;
+      kernels().row_max_and_sum(row, DType::kFloat32, vocabulary, &max, &sum);
+      row_loss[i] = std::log(sum) - (static_cast<double>(row[target]) - max);
+      if (!wants_gradient) return;
+      kernels().row_softmax(row, DType::kFloat32, vocabulary, max, static_cast<float>(1.0 / sum), row);
+      row[target] -= 1.0f;
+    });
+  }
+
+  void backward_hidden() const {
+    const std::int64_t split_rows = (vocabulary + plan.num_splits - 1) / plan.num_splits;
+    const std::int64_t tiles_across = (width + kTileColumns - 1) / kTileColumns;
+    parallel_for(num_threads, plan.num_splits * tiles_across, 1, [&](std::int64_t piece, std::int64_t) {
+      const std::int64_t split = piece / tiles_across, k0 = piece % tiles_across * kTileColumns;
+      const std::int64_t v0 = std::min(vocabulary, split * split_rows),
+                         v1 = std::min(vocabulary, v0 + split_rows);
+      const std::int64_t k1 = std::min(width, k0 + kTileColumns);
+      gemm(num_rows, k1 - k0, v1 - v0, dense_view(logits + v0, DType::kFloat32, vocabulary),
+           offset_view(head, v0, k0), partials + split * num_rows * width + k0, width, false);
+    });
+    parallel_for(num_threads, num_rows, 1, [&](std::int64_t i, std::int64_t) {
+      float* out = args.grad_hidden.as<float>() + rows[i] * width;
+      for (std::int64_t split = 0; split < plan.num_splits; ++split) {
+        const float* part = partials + (split * num_rows + i) * width;
+        for (std::int64_t k = 0; k < width; ++k) out[k] += part[k];
+      }
+    });
+  }
+
+  void backward_head() const {
+    parallel_for(num_threads, vocabulary, kTileVocabulary, [&](std::int64_t v0, std::int64_t v1) {
+      gemm(v1 - v0, width, num_rows, transposed(dense_view(logits + v0, DType::kFloat32, vocabulary)),
+           dense_view(hidden, DType::kFloat32, width), args.grad_head.as<float>() + v0 * width, width, true);
+    });
+  }
+};
+
+void fill_zeros(const TensorRef& tensor, int num_threads) {
+  if (!tensor.defined) return;
+  parallel_for(num_threads, tensor.num_elements(), 1 << 20, [&](std::int64_t begin, std::int64_t end) {
+    std::memset(tensor.as<float>() + begin, 0, static_cast<std::size_t>(end - begin) * sizeof(float));
+  });
+}
+
+}  // namespace
+
+void linear_cross_entropy(const LinearCrossEntropyArgs& args, int num_threads) {
+  const std::int64_t num_tokens = args.hidden.shape[0];
+  const std::int64_t width = args.hidden.shape[1], vocabulary = args.head_weight.shape[0];
+  const LinearCrossEntropyPlan plan = plan_linear_cross_entropy(num_tokens, width, vocabulary);
+  std::vector<std::int64_t> rows;
+  for (std::int64_t t = 0; t < num_tokens; ++t) {
+    if (args.targets.as<const std::int64_t>()[t] != args.ignore_index) rows.push_back(t);
+  }
+  const std::int64_t num_counted = static_cast<std::int64_t>(rows.size());
+  std::vector<double> row_loss(rows.size(), 0.0);
+  fill_zeros(args.grad_hidden, num_threads);
+  fill_zeros(args.grad_head, num_threads);
+
+  float* logits = args.workspace.as<float>();
+  float* hidden = logits + plan.chunk_tokens * vocabulary;
+  float* partials = hidden + plan.chunk_tokens * width;
+  const MatrixView head = dense_view(args.head_weight.data, args.head_weight.dtype, width);
+  Chunk chunk{args, plan, num_threads, width, vocabulary, head, logits, hidden, partials};
+  // chunks of equal size: a short last one would read the whole head for few rows
+  const std::int64_t num_chunks = (num_counted + plan.chunk_tokens - 1) / plan.chunk_tokens;
+  for (std::int64_t c = 0; c < num_chunks; ++c) {
+    const std::int64_t begin = num_counted * c / num_chunks, end = num_counted * (c + 1) / num_chunks;
+    chunk.rows = rows.data() + begin;
+    chunk.num_rows = end - begin;
+    chunk.gather();
+    chunk.compute_logits();
+    chunk.compute_losses(row_loss.data() + begin);
+    if (args.grad_hidden.defined) chunk.backward_hidden();
+    if (args.grad_head.defined) chunk.backward_head();
+  }
+  double loss = 0.0;
+  for (double row : row_loss) loss += row;
+  *args.loss.as<float>() = static_cast<float>(loss);
+}
+
+}  // namespace pyft::cpu
