@@ -210,9 +210,17 @@ def _stream(
         _place(model, names, tensor, dtype, device)
 
 
+def _is_finite(tensor: Tensor) -> bool:
+    """Look for NaN and infinity without a copy: the least and the greatest value show both."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    least, greatest = torch.aminmax(tensor)
+    return bool(torch.isfinite(least) & torch.isfinite(greatest))
+
+
 def _checked(tensors: TensorFiles, name: str) -> Tensor:
     tensor = tensors.read(name)
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if not _is_finite(tensor):
         raise NumericsError(
             f"tensor {name} holds NaN or infinity ({tensors.files[name]}): damaged, copy the model again"
         )
@@ -263,7 +271,7 @@ def _load_whole(path: str | os.PathLike[str], dtype: torch.dtype, trust_remote_c
     if problems:
         raise ConfigError(problems)
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not _is_finite(tensor):
             raise NumericsError(
                 f"tensor {name} holds NaN or infinity ({path}): damaged, copy the model again"
             )
