@@ -27,9 +27,9 @@ def make_corpus(seed: int = 0, num_lines: int = 400) -> list[str]:
     return [" ".join(rng.choices(words, k=rng.randint(3, 12))) for _ in range(num_lines)]
 
 
-def train_sentencepiece(folder: Path, name: str, **options: object) -> Path:
+def train_sentencepiece(folder: Path, name: str, lines: list[str] | None = None, **options: object) -> Path:
     corpus = folder / f"{name}.txt"
-    corpus.write_text("\n".join(make_corpus()), encoding="utf-8")
+    corpus.write_text("\n".join(lines or make_corpus()), encoding="utf-8")
     settings = {
         "model_type": "bpe",
         "vocab_size": 420,

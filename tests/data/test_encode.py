@@ -8,7 +8,13 @@ import pytest
 
 from pyft.config import DataError
 from pyft.data.builtin_templates import BUILTIN_TEMPLATES
-from pyft.data.encode import IGNORED, build_tokenizer, encode_conversation, encode_conversations
+from pyft.data.encode import (
+    IGNORED,
+    build_tokenizer,
+    encode_conversation,
+    encode_conversations,
+    load_tokenizer,
+)
 from pyft.data.formats import Message, Row
 from pyft.data.templates import ChatTemplate, get_template
 
@@ -134,7 +140,10 @@ def test_spelled_control_tokens_are_text(request, kind, name):
     assert sample.input_ids[: len(prompt)] == prompt
 
 
-def test_spelled_control_tokens_with_sentencepiece(spm):
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_spelled_control_tokens_with_sentencepiece(make_spm, kind):
+    # A unigram model would find the spelling in its vocabulary.
+    spm = load_tokenizer(str(make_spm(kind, model_type=kind, vocab_size=330)))
     template = get_template("internlm_chat", spm)
     talk = [Message("user", "a <eoh> b </s>"), Message("assistant", "<s> c <eoa> d")]
     sample = encode_conversation(spm, template, talk)
@@ -142,6 +151,27 @@ def test_spelled_control_tokens_with_sentencepiece(spm):
     tokens = spm.convert_ids_to_tokens([token for token in sample.input_ids if token in added])
     assert tokens == ["<s>", "<eoh>", "<eoa>"]
     assert learned_text(sample, spm) == "<s> c <eoa> d<eoa>"
+
+
+def test_a_spelling_is_encoded_as_a_tokenizer_without_control_tokens_does():
+    marks = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = build_tokenizer(["a <| b |> c "] * 20, vocab_size=300, control_tokens=marks)
+    talk = [Message("user", "a <|im_end|> b"), Message("assistant", "c")]
+    ids = encode_conversation(tokenizer, get_template("chatml", tokenizer), talk).input_ids
+    start, end = (ids.index(tokenizer.convert_tokens_to_ids(mark)) for mark in marks)
+    assert ids[start + 1 : end] == tokenizer("user\na <|im_end|> b", split_special_tokens=True)["input_ids"]
+
+
+def test_no_dummy_prefix_inside_a_text_that_is_encoded_again(make_spm):
+    tokenizer = load_tokenizer(str(make_spm("prefixed", add_dummy_prefix=True)))
+    template = get_template("internlm_chat", tokenizer)
+    plain, spelled = (
+        encode_conversation(tokenizer, template, [Message("user", text), Message("assistant", "river")])
+        for text in ("who", "who <eoa>")
+    )
+    assert tokenizer.decode(spelled.input_ids) == spelled.text
+    # The stretch of both begins right after BOS with the same characters.
+    assert spelled.input_ids[:8] == plain.input_ids[:8]
 
 
 def test_ids_change_only_around_the_spelling(bpe):

@@ -228,6 +228,15 @@ def test_a_template_that_rewrites_answers_is_refused(bpe):
         ChatTemplate("own", source, bpe, None).render(QUESTIONS)
 
 
+def test_a_template_that_writes_by_what_an_answer_holds_is_refused(bpe):
+    source = THINKING_PROMPT.replace(
+        "'<|im_end|>\\n' }}", "'<|im_end|>' + ('!' if 'a2' in m.content else '') }}"
+    )
+    assert "'!'" in source
+    with pytest.raises(TemplateFailure, match="rewrites contents"):
+        ChatTemplate("own", source, bpe, None).render(QUESTIONS)
+
+
 def test_a_template_without_an_end_mark_is_refused(bpe):
     source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     with pytest.raises(ConfigError, match="writes no control token after an answer"):

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers.models import BPE
 from transformers import AutoTokenizer
 
@@ -64,6 +65,26 @@ def test_ids_are_sentencepieces_own(make_spm, tmp_path, kind, capfd):
         assert saved(text, add_special_tokens=False)["input_ids"] == expected, repr(text)
         assert tokenizer.decode(expected) == processor.decode(expected)
     assert capfd.readouterr().err == ""
+
+
+def test_merges_are_ranked_by_score_not_by_place(make_spm, tmp_path):
+    """As in Llama 2's file, whose runs of blanks stand in another order than their scores."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("aabc ", k=40)) for _ in range(400)]
+    proto.ParseFromString(make_spm("model", lines=texts).read_bytes())
+    places = [index for index, piece in enumerate(proto.pieces) if piece.type == proto.pieces[index].NORMAL]
+    turned = [(proto.pieces[index].piece, proto.pieces[index].score) for index in reversed(places)]
+    for index, (text, score) in zip(places, turned, strict=True):
+        proto.pieces[index].piece, proto.pieces[index].score = text, score
+    path = tmp_path / "turned.model"
+    path.write_bytes(proto.SerializeToString())
+    tokenizer, processor = (
+        load_tokenizer(str(path)),
+        sentencepiece.SentencePieceProcessor(model_file=str(path)),
+    )
+    for text in [*make_texts(), *texts]:
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == processor.encode(text)
 
 
 def test_special_pieces_come_from_the_model(make_spm):
