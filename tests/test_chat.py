@@ -66,13 +66,20 @@ def saved(folder: Path, model_type: str = "llama") -> Path:
 
 def teach(model, tokenizer, steps, learning_rate, prefix=""):
     """Full-batch Adam on the lessons, every answer after a prefix; the last loss."""
-    batch = pack(*lesson_samples(tokenizer, prefix))
+    return fit(model, pack(*lesson_samples(tokenizer, prefix)), steps, learning_rate)
+
+
+def fit(model, batch, steps, learning_rate):
+    """Adam on one batch; the last loss."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # Tensors this small only wait for a second thread.
     optimizer = torch.optim.Adam(trainable_state(model).values(), lr=learning_rate)
     for _ in range(steps):
         loss = torch.nn.functional.cross_entropy(forward_logits(model, batch), batch.targets[0])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    torch.set_num_threads(threads)
     return loss.item()
 
 
@@ -231,13 +238,7 @@ def test_a_pretrained_model_continues_the_text(tmp_path, capsys):
     tokenizer = byte_tokenizer()
     model = load_model(saved(tmp_path / "base"), dtype=torch.float32)
     text = "世界上第一高峰是珠穆朗玛峰<|im_end|>"
-    batch = pack([tokenizer(text).input_ids])
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(60):
-        loss = torch.nn.functional.cross_entropy(forward_logits(model, batch), batch.targets[0])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    assert fit(model, pack([tokenizer(text).input_ids]), 60, 3e-3) < 0.1
     folder = tmp_path / "run"
     save_model(model, folder, torch.float32)
     tokenizer.save_pretrained(folder)
