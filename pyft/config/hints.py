@@ -205,11 +205,7 @@ def _nearest(path: KeyPath) -> Name | None:
         return siblings[close[0]]
     words = {known[-1]: known for known in names}
     close = difflib.get_close_matches(name[-1], words, n=1, cutoff=0.75)
-    if close:
-        return words[close[0]]
-    whole = {show_path(known): known for known in names}
-    close = difflib.get_close_matches(show_path(name), whole, n=1, cutoff=0.6)
-    return whole[close[0]] if close else None
+    return words[close[0]] if close else None
 
 
 def _likeness(one: Name, other: Name) -> float:

@@ -32,7 +32,7 @@ _MENDS = (
     ("another document", "keep one recipe per file, with no second '---'"),
     ("mapping values are not allowed", "check the indentation; put text that holds ': ' in quotes"),
     ("end of stream", "close the quote or bracket that is still open"),
-    ("stream end", "close the quote or bracket that is still open"),
+    ("expected ','", "close the quote or bracket that is still open, and put special characters in quotes"),
     ("nested deeper", "write it flatter"),
 )
 

@@ -1,0 +1,106 @@
+"""Hints for unknown names: other tools' names, other sections, and slips of the pen."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from pyft.config.hints import FOREIGN_NAMES, hint_for
+from pyft.config.key_path import parse_path, show_path
+from pyft.config.names import accepts_null, known_names
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("cutoff_len", "data.max_length"),
+        ("micro_batch_size", "train.per_device_train_batch_size"),
+        ("accumulative_counts", "train.gradient_accumulation_steps"),
+        ("warmup_ratio", "train.warmup_steps"),
+        ("num_epochs", "train.num_train_epochs"),
+        ("max_epochs", "train.num_train_epochs"),
+        ("lr", "train.learning_rate"),
+        ("batch_size", "train.per_device_train_batch_size"),
+        ("lora_r", "adapter.r"),
+        ("lora_rank", "adapter.r"),
+        ("lora_target", "adapter.target_modules"),
+        ("load_in_4bit", "model.quantization: nf4"),
+        ("work_dir", "train.output_dir"),
+        ("output", "train.output_dir"),
+        ("model_name_or_path", "model.name_or_path"),
+        ("dataset", "data.train"),
+        ("seq_len", "data.max_length"),
+        ("max_seq_length", "data.max_length"),
+        ("val_set_size", "data.val_size"),
+        ("save_total", "train.save_total_limit"),
+        ("chat_template", "model.template"),
+        ("sample-packing", "data.packing"),
+    ],
+)
+@pytest.mark.parametrize("section", ["", "train.", "model."])
+def test_foreign_names(name: str, right: str, section: str) -> None:
+    assert f"write {right}" in hint_for(parse_path(section + name))
+
+
+def test_the_table_is_sound() -> None:
+    leaves = {name[-1] for name in known_names()}
+    paths = {show_path(name) for name in known_names()}
+    for name, right in FOREIGN_NAMES.items():
+        assert name not in leaves, f"{name} is a name of pyft's own"
+        target = re.sub(r"\[0\]", "", right.split(" ")[0].rstrip(":"))
+        assert target == "nothing" or target in paths, f"{name}: {right} is not in the schema"
+
+
+def test_warmup_ratio_says_what_a_share_is() -> None:
+    assert "below 1" in hint_for(("train", "warmup_ratio"))
+
+
+@pytest.mark.parametrize(
+    ("path", "right"),
+    [
+        ("train.learnin_rate", "train.learning_rate"),
+        ("train.max_length", "data.max_length"),
+        ("max_length", "data.max_length"),
+        ("learning_rate", "train.learning_rate"),
+        ("model.r", "adapter.r"),
+        ("adaptor", "adapter"),
+        ("trian", "train"),
+        ("data.train[3].formt", "data.train[3].format"),
+        ("data.validation[1].pth", "data.validation[1].path"),
+        ("data.format", "data.train[0].format"),
+        ("data.valsize", "data.val_size"),
+        ("model.quantisation", "model.quantization"),
+        ("train.evaluation_input", "train.evaluation_inputs"),
+    ],
+)
+def test_nearest_names(path: str, right: str) -> None:
+    assert hint_for(parse_path(path)) == f"did you mean {right}?"
+
+
+def test_nothing_near_lists_what_there_is() -> None:
+    hint = hint_for(("adapter", "zzzzzz"))
+    assert "remove it" in hint and "lora_alpha" in hint
+
+
+def test_every_name_is_recognised_from_a_slip() -> None:
+    """Each name of the schema, without its last letter, gets an answer."""
+    for name in known_names():
+        if len(name[-1]) > 4:
+            slip = (*name[:-1], name[-1][:-1])
+            if slip not in known_names():
+                assert "did you mean" in hint_for(slip) or "write" in hint_for(slip), slip
+
+
+def test_where_null_is_a_value() -> None:
+    assert (
+        accepts_null(("adapter",))
+        and accepts_null(("train", "max_steps"))
+        and accepts_null(("model", "config"))
+    )
+    assert not accepts_null(("train", "seed")) and not accepts_null(("data",)) and not accepts_null(("mode",))
+    assert accepts_null(("model", "config", "rope_scaling")) and accepts_null(("nonsense",))
+
+
+def test_every_field_is_documented() -> None:
+    assert [name for name, field in known_names().items() if len(name) > 1 and not field.description] == []

@@ -1,0 +1,182 @@
+"""The import rules of the source tree, and a reader of imports that finds what breaks them.
+
+Imports are read from the syntax tree; nothing is imported. An import inside a function counts for who may
+import whom; only module-level ones count for what a module loads by being imported. `if TYPE_CHECKING:`
+counts for neither, but for `TYPES_ONLY`: the pairs that may meet for types alone.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "config": set(),
+    "recipes": {"config"},
+    "data": {"config"},
+    "ops": set(),
+    "model": {"ops", "config"},
+    "trainer": {"config", "ops"},
+    "chat": {"config", "data.templates", "model"},
+    "merge": {"config", "data.templates", "model"},
+    "env": {"config", "ops"},
+}
+"""Part of pyft -> the parts it may import beside itself. One that is not here (train, stages) may import all."""
+
+TYPES_ONLY: dict[str, set[str]] = {"trainer": {"data.collate"}}
+ENTRY_POINTS = ("train", "stages")
+"""Parts that nothing else imports, but each other."""
+
+NATIVE = "_pyft_C"
+PLACES: dict[str, tuple[str, ...]] = {
+    NATIVE: ("ops.native",),
+    "datasets": ("data.formats",),
+    "transformers": ("model", "data.encode", "chat", "merge"),
+}
+"""Package -> the only places where it is imported."""
+
+HEAVY = {
+    "torch",
+    "transformers",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "sentencepiece",
+    "matplotlib",
+    "jinja2",
+    NATIVE,
+}
+COMMANDS = ("train", "chat", "merge", "data.__main__", "recipes.__main__", "env")
+"""Modules run as `python -m pyft.<command>`."""
+LIGHT = ("config", "recipes")
+"""Parts whose modules load nothing heavy, however far one follows their imports."""
+
+
+@dataclass
+class Module:
+    """What a module imports: names are absolute, `a.b` for `from a import b` as well as `a`."""
+
+    name: str
+    loaded: set[str] = field(default_factory=set)
+    """At module level."""
+    deferred: set[str] = field(default_factory=set)
+    """Inside functions."""
+    types: set[str] = field(default_factory=set)
+    """Under `if TYPE_CHECKING:`."""
+
+
+def read_tree(package: Path) -> dict[str, Module]:
+    """Reads all modules of a package, named from its own name on: `pyft.data.formats`."""
+    modules: dict[str, Module] = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = [package.name, *path.relative_to(package).with_suffix("").parts]
+        is_package = parts[-1] == "__init__"
+        name = ".".join(parts[:-1] if is_package else parts)
+        module = Module(name)
+        _read(ast.parse(path.read_text(encoding="utf-8")), module, module.loaded, is_package)
+        modules[name] = module
+    return modules
+
+
+def _read(node: ast.AST, module: Module, into: set[str], is_package: bool) -> None:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            into.update(alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            base = _absolute(child, module.name, is_package)
+            into.add(base)
+            into.update(f"{base}.{alias.name}" for alias in child.names)
+        elif isinstance(child, ast.Call) and _is_import_call(child):
+            into.update(arg.value for arg in child.args[:1] if isinstance(arg, ast.Constant))
+            _read(child, module, into, is_package)
+        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            _read(child, module, into if into is module.types else module.deferred, is_package)
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            for statement in child.body:
+                _read(ast.Module([statement], []), module, module.types, is_package)
+            for statement in child.orelse:
+                _read(ast.Module([statement], []), module, into, is_package)
+        else:
+            _read(child, module, into, is_package)
+
+
+def _is_import_call(call: ast.Call) -> bool:
+    return ast.unparse(call.func) in ("__import__", "import_module", "importlib.import_module")
+
+
+def _absolute(node: ast.ImportFrom, name: str, is_package: bool) -> str:
+    if node.level == 0:
+        return node.module or ""
+    parts = name.split(".")
+    base = parts[: len(parts) - node.level + is_package]
+    return ".".join([*base, *([node.module] if node.module else [])])
+
+
+def is_in(name: str, places: Iterable[str]) -> bool:
+    """Whether a dotted name is one of the places or inside one."""
+    return any(name == place or name.startswith(place + ".") for place in places)
+
+
+def violations(modules: dict[str, Module], root: str = "pyft") -> list[str]:
+    """Says every breach of the rules, each as `module: what`."""
+    found: list[str] = []
+    for module in modules.values():
+        found.extend(f"{module.name}: {breach}" for breach in _breaches(module, modules, root))
+    for name in modules:
+        local = name.removeprefix(root).removeprefix(".")
+        if is_in(local, LIGHT) or local in COMMANDS:
+            for heavy, trail in heavy_imports(name, modules):
+                found.append(f"{name}: loads {heavy} through {' -> '.join(trail)}")
+    return sorted(set(found))
+
+
+def _breaches(module: Module, modules: dict[str, Module], root: str) -> Iterator[str]:
+    local = module.name.removeprefix(root).removeprefix(".")
+    part = local.split(".")[0]
+    for target in module.loaded | module.deferred | module.types:
+        for package, places in PLACES.items():
+            only_types = target in module.types and target not in module.loaded | module.deferred
+            if (
+                is_in(target, [package])
+                and not is_in(local, places)
+                and (package == NATIVE or not only_types)
+            ):
+                yield f"imports {package}, which belongs in {', '.join(places)}"
+        if is_in(target, ["tests", "bench"]):
+            yield f"imports {target}"
+        if target not in modules or target == root:
+            continue
+        inner = target.removeprefix(root + ".")
+        if is_in(inner, ENTRY_POINTS) and part not in ENTRY_POINTS:
+            yield f"imports {inner}, which nothing may import"
+        allowed = MAY_IMPORT.get(part)
+        if allowed is None or is_in(inner, [part]):
+            continue
+        if target in module.types and target not in module.loaded | module.deferred:
+            allowed = allowed | TYPES_ONLY.get(part, set())
+        # A package that holds only a docstring may be named on the way to what is allowed inside it.
+        is_on_the_way = any(place.startswith(inner + ".") for place in allowed)
+        if not is_in(inner, allowed) and not is_on_the_way:
+            yield f"imports {inner}; {part} may import {', '.join(sorted(allowed)) or 'nothing of pyft'}"
+
+
+def heavy_imports(start: str, modules: dict[str, Module]) -> Iterator[tuple[str, list[str]]]:
+    """Follows module-level imports, parent packages included, to every heavy package they reach."""
+    trails: dict[str, list[str]] = {start: [start]}
+    queue = [start]
+    while queue:
+        name = queue.pop(0)
+        for target in sorted(modules[name].loaded | _parents(name)):
+            if is_in(target, HEAVY):
+                yield target.split(".")[0], trails[name]
+            for reached in _parents(target) | {target}:
+                if reached in modules and reached not in trails:
+                    trails[reached] = [*trails[name], reached]
+                    queue.append(reached)
+
+
+def _parents(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[:length]) for length in range(1, len(parts))}
