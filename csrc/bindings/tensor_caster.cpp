@@ -14,7 +14,7 @@ struct SeenDType {
   const PyObject* object;
   DType dtype;
 };
-SeenDType seen_dtypes[8];
+SeenDType seen_dtypes[kNumDTypes];
 int num_seen_dtypes = 0;
 
 DType read_dtype(py::handle tensor, const char* name) {
@@ -23,13 +23,12 @@ DType read_dtype(py::handle tensor, const char* name) {
     if (seen_dtypes[i].object == object.ptr()) return seen_dtypes[i].dtype;
   }
   const std::string text = py::str(object);
-  for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kUInt8, DType::kInt32, DType::kInt64}) {
-    if (text != std::string("torch.") + dtype_name(dtype)) continue;
-    if (num_seen_dtypes < 8) seen_dtypes[num_seen_dtypes++] = {object.ptr(), dtype};
-    return dtype;
+  for (int i = 0; i < kNumDTypes; ++i) {
+    if (text != std::string("torch.") + kDTypeNames[i]) continue;
+    seen_dtypes[num_seen_dtypes++] = {object.ptr(), static_cast<DType>(i)};
+    return static_cast<DType>(i);
   }
-  fail(ErrorKind::kValue, name, ".dtype is ", text,
-       ", expected one of float32, bfloat16, uint8, int32, int64");
+  fail(ErrorKind::kValue, name, ".dtype is ", text, ", no operation takes it");
 }
 
 void read_device(py::handle tensor, TensorRef& ref) {

@@ -54,6 +54,15 @@ def load(version: str = __version__) -> ModuleType:
 C = load()
 
 
+def num_threads() -> int:
+    """How many threads an operation may use on the CPU.
+
+    Returns:
+        torch's own setting, `torch.get_num_threads()`.
+    """
+    return torch.get_num_threads()
+
+
 def execution(tensor: Tensor) -> Execution:
     """Where an operation on `tensor` runs: torch's thread count, and on CUDA the device's current stream.
 
@@ -64,4 +73,4 @@ def execution(tensor: Tensor) -> Execution:
         The keyword arguments `num_threads` and `stream` of a native operation.
     """
     stream = torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
-    return {"num_threads": torch.get_num_threads(), "stream": stream}
+    return {"num_threads": num_threads(), "stream": stream}

@@ -88,10 +88,7 @@ def nf4_dequantize(weight: NF4Weight, dtype: torch.dtype = torch.float32) -> Ten
         dtype: float32 or bfloat16.
 
     Returns:
-        [N, K] in `dtype`.
-
-    Raises:
-        ValueError: for another dtype, or storage that does not fit the shape.
+        [N, K] in `dtype`. Another dtype, or storage that does not fit the shape, is a ValueError.
     """
     return torch.ops.pyft.nf4_dequantize(*weight[:5], *weight.shape, dtype)
 
@@ -105,10 +102,7 @@ def nf4_linear(x: Tensor, weight: NF4Weight, bias: Tensor | None = None) -> Tens
         bias: x's dtype [N], or None.
 
     Returns:
-        [..., N] in x's dtype.
-
-    Raises:
-        ValueError: for shapes or dtypes that do not fit; the message names the argument.
+        [..., N] in x's dtype. Shapes or dtypes that do not fit are a ValueError that names the argument.
     """
     return torch.ops.pyft.nf4_linear(x, *weight[:5], *weight.shape, bias)
 

@@ -6,27 +6,16 @@
 
 namespace pyft {
 
-enum class DType { kFloat32, kBFloat16, kUInt8, kInt32, kInt64 };
+// Every dtype a caller may hand over by mistake has a name, so that the operation can say what it got.
+enum class DType { kFloat32, kBFloat16, kUInt8, kInt32, kInt64, kFloat64, kFloat16, kInt8, kInt16, kBool };
+constexpr int kNumDTypes = 10;
 
-constexpr int dtype_bytes(DType dtype) {
-  return dtype == DType::kInt64 ? 8 : dtype == DType::kBFloat16 ? 2 : dtype == DType::kUInt8 ? 1 : 4;
-}
+constexpr const char* kDTypeNames[kNumDTypes] = {"float32", "bfloat16", "uint8", "int32", "int64",
+                                                 "float64", "float16",  "int8",  "int16", "bool"};
+constexpr int kDTypeBytes[kNumDTypes] = {4, 2, 1, 4, 8, 8, 2, 1, 2, 1};
 
-constexpr const char* dtype_name(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return "float32";
-    case DType::kBFloat16:
-      return "bfloat16";
-    case DType::kUInt8:
-      return "uint8";
-    case DType::kInt32:
-      return "int32";
-    case DType::kInt64:
-      return "int64";
-  }
-  return "unknown";
-}
+constexpr const char* dtype_name(DType dtype) { return kDTypeNames[static_cast<int>(dtype)]; }
+constexpr int dtype_bytes(DType dtype) { return kDTypeBytes[static_cast<int>(dtype)]; }
 
 // The bits of a bfloat16: the upper half of a float32.
 using BFloat16Bits = std::uint16_t;

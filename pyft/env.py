@@ -1,0 +1,145 @@
+"""`python -m pyft.env`: what is installed, what was built, what this machine has; one `key: value` a line.
+
+Made to be pasted into a bug report. A part that is missing or does not load is said in its own line; the
+command still succeeds. Left out: anything that names the user or the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+
+from pyft import __version__
+from pyft.config import run_command
+
+PACKAGES = (
+    "transformers",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "sentencepiece",
+    "pydantic",
+    "PyYAML",
+    "jinja2",
+    "peft",
+    "bitsandbytes",
+)
+
+
+def package_version(name: str) -> str:
+    """The installed version of a distribution, read without importing it.
+
+    Args:
+        name: as pip knows it.
+
+    Returns:
+        Its version, or "not installed".
+    """
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def describe() -> Iterator[tuple[str, str]]:
+    """Everything there is to say.
+
+    Yields:
+        Key and value.
+    """
+    yield "pyft", __version__
+    yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
+    yield "platform", f"{platform.system()} {platform.release()} {platform.machine()}"
+    can_ask = hasattr(os, "sched_getaffinity")
+    yield "cpus usable", str(len(os.sched_getaffinity(0)) if can_ask else os.cpu_count())
+    yield "torch", package_version("torch")
+    for name in PACKAGES:
+        yield name, package_version(name)
+    yield from describe_native()
+
+
+def describe_native() -> Iterator[tuple[str, str]]:
+    """What the compiled module says of itself and of the machine.
+
+    Yields:
+        Key and value; a single line with the reason when the module does not load.
+    """
+    try:
+        native = importlib.import_module("pyft.ops.native")
+    except ImportError as error:
+        yield "native module", str(error)
+        return
+    compiled = native.C
+    yield "torch threads", str(native.num_threads())
+    yield "native module", f"{compiled.__version__}, built by {compiled.compiler}"
+    yield "instruction sets built", ", ".join(compiled.built_cpu_isas())
+    yield "instruction sets usable here", ", ".join(compiled.supported_cpu_isas())
+    try:
+        yield "instruction set picked", compiled.cpu_isa()
+    except RuntimeError as error:
+        yield "instruction set picked", f"none: {error}"
+    yield from describe_cuda(compiled.cuda_architectures, compiled.cuda_status())
+
+
+def describe_cuda(architectures: str, status: dict) -> Iterator[tuple[str, str]]:
+    """CUDA as built into the module and as found on the machine.
+
+    Args:
+        architectures: those the module has code for, "" when it was built for CPU only.
+        status: what `cuda_status` of the native module gives.
+
+    Yields:
+        Key and value.
+    """
+    if not architectures:
+        yield "CUDA built", "no, CPU only"
+    else:
+        yield "CUDA built", f"{version_text(status['runtime_version'])} for architectures {architectures}"
+    if status["driver_version"]:
+        yield "CUDA driver", f"speaks CUDA {version_text(status['driver_version'])}"
+        if not status["devices"]:
+            yield "CUDA devices", f"none: {status['problem']}"
+    elif architectures:
+        yield "CUDA driver", "not found"
+    for index, device in enumerate(status["devices"]):
+        major, minor = device["capability"]
+        gib = device["memory_bytes"] / 2**30
+        yield f"CUDA device {index}", f"{device['name']}, capability {major}.{minor}, {gib:.1f} GiB"
+
+
+def version_text(number: int) -> str:
+    """CUDA's version number as people write it.
+
+    Args:
+        number: 1000 * major + 10 * minor.
+
+    Returns:
+        "major.minor".
+    """
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def print_environment(_: argparse.Namespace) -> None:
+    """Prints all lines."""
+    for key, value in describe():
+        print(f"{key}: {' '.join(value.split())}")
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Describes the command.
+
+    Returns:
+        Its parser.
+    """
+    return argparse.ArgumentParser(
+        prog="python -m pyft.env", description="Versions, and what was built and found: for bug reports."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(print_environment, command_line()))

@@ -1,0 +1,236 @@
+"""NF4 storage: equal to bitsandbytes bit for bit, and to plain torch; whatever the shape and the dtype."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bitsandbytes import functional as bnb
+from numerics import poisoned_empty
+from torch import Tensor
+
+from pyft.ops import reference
+from pyft.ops.native import C
+from pyft.ops.nf4 import (
+    NF4Weight,
+    nf4_dequantize,
+    nf4_from_bitsandbytes,
+    nf4_linear,
+    nf4_quantize,
+    nf4_quantize_absmax,
+)
+
+DTYPES = [torch.float32, torch.bfloat16]
+# whole blocks; rows that blocks straddle; a short last block; an odd number of elements; less than a block; nothing
+SHAPES = [(64, 64), (40, 96), (130, 77), (19, 33), (3, 5), (1, 1), (0, 64), (300, 257)]
+
+
+def random_weight(shape: tuple[int, int], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Heavy-tailed, so that scales differ and every code occurs."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator)
+    return (0.02 * values * values.abs()).to(dtype)
+
+
+def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape
+    if actual.is_floating_point():
+        assert torch.equal(actual.isnan(), expected.isnan())
+        view = torch.int32 if actual.dtype == torch.float32 else torch.int16
+        actual, expected = (t[~t.isnan()].contiguous().view(view) for t in (actual, expected))
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_quantise_and_dequantise_equal_bitsandbytes(shape, dtype, monkeypatch):
+    weight = random_weight(shape, dtype)
+    with monkeypatch.context() as patch:
+        poisoned_empty(patch)
+        ours = nf4_quantize(weight, double_quant=False)
+        dense = {out: nf4_dequantize(ours, out) for out in DTYPES}
+    if weight.numel() == 0:  # bitsandbytes refuses it
+        assert ours.codes.numel() == ours.absmax.numel() == 0 and dense[torch.float32].shape == shape
+        return
+    packed, state = bnb.quantize_4bit(weight, quant_type="nf4", blocksize=64)
+    assert_same_bits(ours.codes, packed.view(-1))
+    assert_same_bits(ours.absmax, state.absmax)
+    for out in DTYPES:
+        state.dtype = out
+        # (1, 1) packs to one byte, which bitsandbytes takes for a transposed weight
+        theirs = bnb.dequantize_4bit(packed, state)
+        assert_same_bits(dense[out], theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(64, 64), (130, 77), (300, 257), (1, 1)])
+def test_double_quantisation_equals_bitsandbytes_given_its_offset(shape, dtype, monkeypatch):
+    weight = random_weight(shape, dtype)
+    packed, state = bnb.quantize_4bit(weight, quant_type="nf4", blocksize=64, compress_statistics=True)
+    plain = nf4_quantize(weight, double_quant=False)
+    with monkeypatch.context() as patch:
+        poisoned_empty(patch)
+        codes, nested, offset = nf4_quantize_absmax(plain.absmax, state.offset)
+    assert_same_bits(codes, state.absmax)
+    assert_same_bits(nested, state.state2.absmax)
+    assert_same_bits(offset, state.offset)
+    ours = NF4Weight(plain.codes, None, codes, nested, offset, shape)
+    for out in DTYPES:
+        state.dtype = out
+        assert_same_bits(nf4_dequantize(ours, out), bnb.dequantize_4bit(packed, state))
+
+
+def test_every_step_of_the_nested_quantisation_equals_bitsandbytes():
+    """All 65536 steps of the look-up, one block each of 255 steps and a 1 that keeps the scale."""
+    steps = torch.arange(65536, dtype=torch.float64) / 65535 * 2 - 1
+    values = torch.cat([steps, torch.zeros(-65536 % 255, dtype=torch.float64)]).float().view(-1, 255)
+    absmax = torch.cat([values, torch.ones(len(values), 1)], dim=1).view(-1)
+    theirs, state = bnb.quantize_blockwise(absmax, blocksize=256)
+    codes, nested, _ = nf4_quantize_absmax(absmax, torch.zeros(()))
+    assert_same_bits(codes, theirs)
+    assert_same_bits(nested, state.absmax)
+    assert len(codes.unique()) > 240
+
+
+def test_constants_equal_bitsandbytes():
+    assert_same_bits(torch.tensor(C.dynamic_map()), bnb.create_dynamic_map())
+    assert_same_bits(torch.tensor(C.nf4_codebook()), bnb.get_4bit_type("nf4", device="cpu"))
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param([0.0] * 64, id="zeros"),
+        pytest.param([-0.0] * 63, id="short, negative zeros"),
+        pytest.param([1e-40, -1e-41] * 32, id="denormal"),
+        pytest.param([1e-40] * 3, id="short, denormal"),
+        pytest.param([3e38, -3e38] * 32, id="near overflow"),
+        pytest.param([float("nan")] + [1.0] * 63, id="nan"),
+        pytest.param([float("inf"), 1.0] * 32, id="inf"),
+        pytest.param([1.0, float("nan"), 2.0], id="short, nan"),
+    ],
+)
+def test_extreme_blocks_equal_bitsandbytes(block):
+    weight = torch.tensor([block])
+    packed, state = bnb.quantize_4bit(weight, quant_type="nf4", blocksize=64)
+    ours = nf4_quantize(weight, double_quant=False)
+    assert_same_bits(ours.codes, packed.view(-1))
+    assert_same_bits(ours.absmax, state.absmax)
+    assert_same_bits(nf4_dequantize(ours), bnb.dequantize_4bit(packed, state).view(1, -1))
+
+
+@pytest.mark.parametrize("double_quant", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_plain_torch(shape, double_quant):
+    weight = random_weight(shape, seed=1)
+    ours = nf4_quantize(weight, double_quant=double_quant)
+    dense = reference.nf4_dequantize(ours)
+    assert_same_bits(nf4_dequantize(ours), dense)
+    # half the widest gap of the codebook, times the block's scale; nested scales are within 1 % of the range
+    scale = weight.abs().max().item() if weight.numel() else 0.0
+    assert (dense - weight).abs().sum() == 0 or (dense - weight).abs().max() <= 0.17 * scale
+
+
+def test_values_of_the_codebook_survive():
+    codebook = torch.tensor(C.nf4_codebook())
+    weight = (codebook.repeat(4, 3) * torch.tensor([[0.5], [2.0], [0.25], [8.0]])).view(12, 16)
+    weight = weight.repeat(1, 4)
+    assert_same_bits(nf4_dequantize(nf4_quantize(weight, double_quant=False)), weight)
+
+
+def test_offset_is_the_mean_in_float64():
+    weight = random_weight((300, 257), seed=2)
+    absmax = nf4_quantize(weight, double_quant=False).absmax
+    assert nf4_quantize(weight).offset == absmax.double().mean().float()
+
+
+def test_a_bfloat16_weight_is_its_float32_value():
+    weight = random_weight((40, 96), torch.bfloat16)
+    for narrow, wide in zip(nf4_quantize(weight)[:5], nf4_quantize(weight.float())[:5], strict=True):
+        assert (narrow is None and wide is None) or torch.equal(narrow, wide)
+
+
+@pytest.mark.parametrize("view", [lambda w: w.t(), lambda w: w[::2], lambda w: w[:, 1:50]])
+def test_views_are_quantised_as_what_they_show(view):
+    weight = view(random_weight((66, 66)))
+    for ours, copied in zip(nf4_quantize(weight)[:5], nf4_quantize(weight.contiguous())[:5], strict=True):
+        assert (ours is None and copied is None) or torch.equal(ours, copied)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_takes_over_storage_of_bitsandbytes(nested):
+    weight = random_weight((70, 65), torch.bfloat16)
+    packed, state = bnb.quantize_4bit(weight, quant_type="nf4", blocksize=64, compress_statistics=nested)
+    second = state.state2 if nested else None
+    ours = nf4_from_bitsandbytes(
+        packed,
+        state.absmax,
+        state.shape,
+        nested_absmax=second.absmax if nested else None,
+        nested_map=second.code if nested else None,
+        offset=state.offset,
+    )
+    assert ours.codes.data_ptr() == packed.data_ptr()
+    assert_same_bits(nf4_dequantize(ours, torch.bfloat16), bnb.dequantize_4bit(packed, state))
+
+
+def test_refuses_foreign_storage():
+    weight = random_weight((64, 64))
+    packed, state = bnb.quantize_4bit(weight, quant_type="nf4", blocksize=128)
+    with pytest.raises(ValueError, match=r"absmax has 32 elements, a weight \[64, 64\] in blocks of 64 .* has 64"):
+        nf4_from_bitsandbytes(packed, state.absmax, state.shape)
+    ours = nf4_quantize(weight)
+    with pytest.raises(ValueError, match="needs nested_map and offset"):
+        nf4_from_bitsandbytes(ours.codes, ours.absmax_codes, (64, 64), nested_absmax=ours.nested_absmax)
+    with pytest.raises(ValueError, match="not the signed 8-bit dynamic map"):
+        nf4_from_bitsandbytes(
+            ours.codes,
+            ours.absmax_codes,
+            (64, 64),
+            nested_absmax=ours.nested_absmax,
+            nested_map=torch.linspace(-1, 1, 256),
+            offset=ours.offset,
+        )
+
+
+WEIGHT = nf4_quantize(random_weight((64, 32)), double_quant=False)
+NESTED = nf4_quantize(random_weight((64, 32)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nf4_quantize(torch.zeros(4)), r"nf4_quantize: weight has shape \[4\], expected \[N, K\]"),
+        (lambda: nf4_quantize(torch.zeros(4, 4).half()), "nf4_quantize: weight.dtype is float16, expected float32 or"),
+        (lambda: nf4_quantize(torch.zeros(4, 4).long()), "weight.dtype is int64, expected float32 or bfloat16"),
+        (lambda: nf4_dequantize(WEIGHT, torch.int64), "out.dtype is int64, expected float32 or bfloat16"),
+        (lambda: nf4_dequantize(WEIGHT._replace(shape=(64, 33))), "codes has 1024 elements, .* needs 1056"),
+        (lambda: nf4_dequantize(WEIGHT._replace(absmax=None)), "absmax is None and so is absmax_codes"),
+        (lambda: nf4_dequantize(NESTED._replace(offset=None)), "offset is None, a tensor is needed"),
+        (lambda: nf4_dequantize(NESTED._replace(nested_absmax=torch.ones(2))), "nested_absmax has 2 elements"),
+        (lambda: nf4_dequantize(NESTED._replace(absmax=WEIGHT.absmax)), "absmax and absmax_codes are both given"),
+        (
+            lambda: nf4_dequantize(WEIGHT._replace(absmax=WEIGHT.absmax.bfloat16())),
+            "nf4_dequantize: absmax.dtype is bfloat16, expected float32",
+        ),
+        (
+            lambda: nf4_linear(torch.ones(2, 31), WEIGHT),
+            r"nf4_linear: x.shape\[-1\] is 31, weight expects 32",
+        ),
+        (lambda: nf4_linear(torch.ones(()), WEIGHT), r"nf4_linear: x has shape \[\], expected \[\.\.\., K\]"),
+        (
+            lambda: nf4_linear(torch.ones(2, 32).double(), WEIGHT),
+            r"nf4_linear: x.dtype is float64, expected float32 or bfloat16",
+        ),
+        (
+            lambda: nf4_linear(torch.ones(2, 32), WEIGHT, torch.ones(63)),
+            r"nf4_linear: bias.shape\[0\] is 63, weight expects 64",
+        ),
+        (
+            lambda: nf4_linear(torch.ones(2, 32).bfloat16(), WEIGHT, torch.ones(64)),
+            "nf4_linear: bias.dtype is float32, expected bfloat16",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
