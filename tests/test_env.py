@@ -63,7 +63,11 @@ def test_missing_packages_are_said():
             "90a",
             12080,
             [],
-            ["CUDA built: 13.0 for architectures 90a", "CUDA driver: speaks CUDA 12.8", "CUDA devices: none: old"],
+            [
+                "CUDA built: 13.0 for architectures 90a",
+                "CUDA driver: speaks CUDA 12.8",
+                "CUDA devices: none: old",
+            ],
         ),
         (
             "90a",
@@ -84,5 +88,9 @@ def test_cuda_lines(architectures, driver, devices, expected):
 
 def test_cuda_status_agrees_with_torch():
     status = C.cuda_status()
-    assert len(status["devices"]) == torch.cuda.device_count() or not C.cuda_architectures or not torch.version.cuda
+    assert (
+        len(status["devices"]) == torch.cuda.device_count()
+        or not C.cuda_architectures
+        or not torch.version.cuda
+    )
     assert bool(status["devices"]) != bool(status["problem"])

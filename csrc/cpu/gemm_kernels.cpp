@@ -33,6 +33,7 @@ constexpr std::int64_t kBlockK = 256;
 constexpr std::int64_t kBlockM = 96;
 constexpr std::int64_t kBlockN = 256;
 constexpr std::int64_t kFewRows = 8;
+constexpr std::int64_t kShortRun = 32;
 static_assert(kBlockM % kTileRows == 0 && kBlockN % kTileColumns == 0, "blocks are whole tiles");
 
 std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
@@ -181,16 +182,22 @@ void gemm_few_rows(std::int64_t m, std::int64_t n, std::int64_t k, const MatrixV
       std::memcpy(a_rows + i * k, from, static_cast<std::size_t>(k) * sizeof(float));
   }
   if (rows_are_runs(b)) {
-    float* buffer = scratch_floats(Scratch::kGemmB, n);
-    for (std::int64_t i = 0; i < m && !accumulate; ++i) {
-      for (std::int64_t j = 0; j < n; ++j) c[i * ldc + j] = 0.0f;
-    }
-    for (std::int64_t kk = 0; kk < k; ++kk) {
-      const float* b_row = row_floats(b, kk, 0, n, buffer);
+    // Sums of kShortRun products first: one long chain of additions would lose what packed tiles keep.
+    float* buffer = scratch_floats(Scratch::kGemmB, (m + 1) * n);
+    float* sums = buffer + n;
+    for (std::int64_t k0 = 0; k0 < k || k0 == 0; k0 += kShortRun) {
+      for (std::int64_t i = 0; i < m * n; ++i) sums[i] = 0.0f;
+      for (std::int64_t kk = k0; kk < smaller(k, k0 + kShortRun); ++kk) {
+        const float* b_row = row_floats(b, kk, 0, n, buffer);
+        for (std::int64_t i = 0; i < m; ++i) {
+          const float factor = a_rows[i * k + kk];
+          for (std::int64_t j = 0; j < n; ++j) sums[i * n + j] += factor * b_row[j];
+        }
+      }
+      const bool add = accumulate || k0 > 0;
       for (std::int64_t i = 0; i < m; ++i) {
-        const float factor = a_rows[i * k + kk];
-        float* to = c + i * ldc;
-        for (std::int64_t j = 0; j < n; ++j) to[j] += factor * b_row[j];
+        for (std::int64_t j = 0; j < n; ++j)
+          c[i * ldc + j] = add ? c[i * ldc + j] + sums[i * n + j] : sums[i * n + j];
       }
     }
     return;

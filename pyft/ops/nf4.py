@@ -270,7 +270,7 @@ def _linear_gradients(ctx, grad_y: Tensor) -> tuple:
     if ctx.needs_input_grad[0]:
         grad_x = torch.ops.pyft.nf4_linear_backward(grad_y, *_kept_storage(ctx))
     if ctx.needs_input_grad[8]:
-        grad_bias = grad_y.sum(dim=tuple(range(grad_y.dim() - 1)))
+        grad_bias = _matrix(grad_y).sum(dim=0)
     return (grad_x, *[None] * 7, grad_bias)
 
 

@@ -1,0 +1,162 @@
+"""nf4_linear against float64 autograd on the dequantised weight, and torch's own checks of the operators."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from numerics import assert_close_to_reference, poisoned_empty
+from torch import Tensor
+
+from pyft.ops.nf4 import NF4Weight, nf4_dequantize, nf4_linear, nf4_quantize
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def make_weight(out_features: int, in_features: int, double_quant: bool = True) -> NF4Weight:
+    return nf4_quantize(random(out_features, in_features, seed=1) * 0.1, double_quant=double_quant)
+
+
+def storage(weight: NF4Weight) -> tuple:
+    return (*weight[:5], *weight.shape)
+
+
+def check_against_float64(x: Tensor, weight: NF4Weight, bias: Tensor | None) -> None:
+    """Value, dX and d bias of nf4_linear, by the tolerance rule."""
+    dense = nf4_dequantize(weight, x.dtype)
+    grad_y = random(*x.shape[:-1], weight.shape[0], seed=9, dtype=x.dtype)
+    inputs = [x] if bias is None else [x, bias]
+
+    def run(function, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
+        y = function(*leaves)
+        return [y.detach(), *torch.autograd.grad(y, leaves, grad_y.to(dtype))]
+
+    ours = run(lambda *leaves: nf4_linear(leaves[0], weight, *leaves[1:]), x.dtype)
+    torchs = run(lambda *leaves: torch.nn.functional.linear(leaves[0], dense, *leaves[1:]), x.dtype)
+    exact = run(
+        lambda *leaves: torch.nn.functional.linear(leaves[0], dense.double(), *leaves[1:]), torch.float64
+    )
+    for name, *results in zip(("y", "dx", "dbias"), ours, exact, torchs, strict=False):
+        assert_close_to_reference(*results, name=name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_tokens", [1, 3, 8, 9, 19, 97, 423])
+def test_any_number_of_tokens(num_tokens, dtype, monkeypatch):
+    weight, bias = make_weight(70, 132), random(70, seed=3, dtype=dtype)
+    poisoned_empty(monkeypatch)
+    check_against_float64(random(num_tokens, 132, seed=2, dtype=dtype), weight, bias)
+
+
+@pytest.mark.parametrize("num_tokens", [2, 40])
+@pytest.mark.parametrize(
+    ("out_features", "in_features"),
+    [(64, 64), (1, 1), (1, 300), (300, 1), (7, 13), (257, 65), (33, 256), (512, 384), (270, 530)],
+)
+def test_any_size_of_the_weight(out_features, in_features, num_tokens, monkeypatch):
+    weight = make_weight(out_features, in_features)
+    poisoned_empty(monkeypatch)
+    check_against_float64(random(num_tokens, in_features, seed=2), weight, None)
+
+
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_plain_and_nested_scales(double_quant):
+    check_against_float64(random(20, 96, seed=2), make_weight(48, 96, double_quant), None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(96,), (0, 96), (2, 0, 96), (2, 3, 5, 96)])
+def test_leading_dimensions(shape, dtype):
+    weight, bias = make_weight(40, 96), random(40, seed=3, dtype=dtype)
+    x = random(*shape, seed=2, dtype=dtype).requires_grad_()
+    y = nf4_linear(x, weight, bias)
+    assert y.shape == (*shape[:-1], 40) and y.dtype == dtype
+    y.backward(torch.ones_like(y))
+    assert x.grad.shape == x.shape and x.grad.dtype == dtype
+    if x.numel():
+        check_against_float64(x.detach(), weight, bias)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda t: t.t(),
+        lambda t: t[::2],
+        lambda t: t[:, :96].t().contiguous().t(),
+        lambda t: t[:1].expand(30, 96),
+    ],
+    ids=["transposed", "every second row", "column major", "expanded"],
+)
+def test_views_of_x_and_of_the_gradient(view):
+    x = view(random(96, 96, seed=2))
+    weight = make_weight(96, 96)
+    assert torch.equal(nf4_linear(x, weight), nf4_linear(x.contiguous(), weight))
+    backward = torch.ops.pyft.nf4_linear_backward
+    assert torch.equal(backward(x, *storage(weight)), backward(x.contiguous(), *storage(weight)))
+
+
+def test_an_expanded_gradient_comes_from_sum():
+    weight, x = make_weight(40, 96), random(5, 96, seed=2).requires_grad_()
+    nf4_linear(x, weight).sum().backward()
+    expected = nf4_dequantize(weight).double().sum(dim=0).expand(5, 96)
+    assert_close_to_reference(x.grad, expected, nf4_dequantize(weight).sum(dim=0).expand(5, 96), name="dx")
+
+
+def test_non_finite_inputs_reach_the_output():
+    x = random(20, 64, seed=2)
+    x[3, 5] = float("nan")
+    x[4, 6] = float("inf")
+    y = nf4_linear(x, make_weight(48, 64))
+    assert y[3].isnan().all() and not y[4].isfinite().any()
+    assert y[:3].isfinite().all() and y[5:].isfinite().all()
+
+
+def test_only_what_is_asked_gets_a_gradient():
+    weight = make_weight(40, 96)
+    bias = random(40, seed=3).requires_grad_()
+    nf4_linear(random(5, 96, seed=2), weight, bias).sum().backward()
+    assert torch.equal(bias.grad, torch.full((40,), 5.0))
+    assert not nf4_linear(random(5, 96, seed=2), weight).requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:Input #:UserWarning")
+def test_double_backward_is_the_forward_again():
+    weight = make_weight(24, 40)
+    inputs = (random(3, 40, seed=2).requires_grad_(), random(24, seed=3).requires_grad_())
+    # linear in everything, so a wide step is exact and keeps float32's rounding out
+    options = {"eps": 0.5, "atol": 1e-4, "rtol": 1e-4}
+    with_bias = lambda x, bias: nf4_linear(x, weight, bias)  # noqa: E731
+    assert torch.autograd.gradcheck(with_bias, inputs, **options)
+    assert torch.autograd.gradgradcheck(with_bias, inputs, **options)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_torch_accepts_the_operators(double_quant):
+    weight = make_weight(24, 40, double_quant)
+    x = random(2, 3, 40, seed=2).requires_grad_()
+    bias = random(24, seed=3).requires_grad_()
+    ops = torch.ops.pyft
+    for op, arguments in (
+        (ops.nf4_linear, (x, *storage(weight), bias)),
+        (ops.nf4_linear, (x.detach().bfloat16().transpose(0, 1), *storage(weight), None)),
+        (ops.nf4_linear_backward, (random(2, 3, 24, seed=4).requires_grad_(), *storage(weight))),
+        (ops.nf4_dequantize, (*storage(weight), torch.bfloat16)),
+        (ops.nf4_quantize, (random(24, 40, seed=5),)),
+        (ops.nf4_quantize_absmax, (random(24, seed=6).abs(), None)),
+        (ops.nf4_quantize_absmax, (random(24, seed=6).abs(), torch.ones(()))),
+    ):
+        torch.library.opcheck(op.default, arguments)
+
+
+def test_on_the_meta_device_only_shapes_are_computed():
+    weight = make_weight(24, 40)
+    meta = NF4Weight(*(None if part is None else part.to("meta") for part in weight[:5]), weight.shape)
+    y = nf4_linear(torch.empty(2, 3, 40, device="meta", dtype=torch.bfloat16), meta)
+    assert (y.shape, y.dtype, y.device.type) == ((2, 3, 24), torch.bfloat16, "meta")
+    assert nf4_dequantize(meta).shape == (24, 40)
+    assert nf4_quantize(torch.empty(24, 40, device="meta")).absmax_codes.shape == (15,)
