@@ -1,0 +1,200 @@
+"""Run a recipe: one stage after another, each built from its configuration and handed to the trainer.
+
+    recipe ── stage ─┬─ tokenizer, template ── data ── ledger, one sample shown
+                     ├─ plan: start, go on, or finished already      (all before any weight is read)
+                     └─ model (+ adapters) ── trainer ── result ── the next stage's base
+
+A stage's result is the next one's base, an adapter merged into its own base first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from pyft.assemble import (
+    build_generate,
+    build_model,
+    build_objective,
+    build_questions,
+    device_of,
+    run_identity,
+    train_settings,
+)
+from pyft.config import Recipe, Stage
+from pyft.data.ledger import format_ledger
+from pyft.data.prepare import PreparedData, prepare, tokenizer_for
+from pyft.data.templates import ChatTemplate, get_template
+from pyft.merge import merge_run
+from pyft.model.adapters import trainable_state
+from pyft.model.memory import memory_kind, peak_memory_bytes, reset_peak_memory
+from pyft.model.trained import TrainedWeights
+from pyft.trainer.files import replace_file
+from pyft.trainer.loop import Trainer
+from pyft.trainer.resume import Plan, plan_run
+from pyft.trainer.runlock import claim_folder
+from pyft.trainer.signals import SignalWatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CONFIG_NAME = "config.yaml"
+MERGED_NAME = "merged"
+TOKENIZER_NAME = "tokenizer"
+
+
+def run_recipe(recipe: Recipe) -> None:
+    """Run every stage; finished ones are passed over. What was saved before an error is whole.
+
+    Args:
+        recipe: checked.
+    """
+    output_dir = Path(recipe.output_dir)
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(SignalWatch())
+        stack.enter_context(claim_folder(output_dir))
+        tokenizer = tokenizer_for(recipe, recipe.stages[0])
+        base = recipe.stages[0].model.name_or_path
+        for number, stage in enumerate(recipe.stages, start=1):
+            if recipe.staged:
+                print(f"\n=== stage {number}/{len(recipe.stages)}: {stage.name} ===", flush=True)
+                stack.enter_context(claim_folder(Path(stage.train.output_dir)))
+            run = _StageRun(recipe, stage, base, tokenizer, signals)
+            run.run()
+            if number < len(recipe.stages):
+                base = run.base_for_next()
+    print(f"\ntalk to it: python -m pyft.chat {_shown(output_dir)}", flush=True)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is known about a stage before any weight is read."""
+
+    template: ChatTemplate | None
+    data: PreparedData
+    plan: Plan
+
+
+class _StageRun:
+    """One stage: prepare, train, leave the result in its folder."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stage: Stage,
+        base: str | None,
+        tokenizer: PreTrainedTokenizerBase,
+        signals: SignalWatch,
+    ) -> None:
+        self._recipe, self._stage, self._base = recipe, stage, base
+        self._tokenizer, self._signals = tokenizer, signals
+        self._device = device_of(stage)
+        self._folder = Path(stage.train.output_dir)
+
+    def run(self) -> None:
+        """Train the stage, unless it is finished already."""
+        prepared = self._prepare()
+        if prepared.plan.finished is not None:
+            print(*prepared.plan.messages, sep="\n", flush=True)
+            return
+        self._write_config()
+        reset_peak_memory(self._device)
+        model = build_model(self._stage, self._base, self._tokenizer, prepared.data, self._device)
+        trained = sum(parameter.numel() for parameter in trainable_state(model).values())
+        print(f"{type(model).__name__}: {trained:,} trained parameters, on {self._device}", flush=True)
+        self._signals.check()
+        result = self._trainer(model, prepared).run()
+        skipped = f", {result.num_skipped_steps} skipped" if result.num_skipped_steps else ""
+        print(
+            f"{self._stage.name}: {result.step} steps{skipped}, "
+            f"peak memory {peak_memory_bytes(self._device) / 1e9:.2f} GB ({memory_kind(self._device)}), "
+            f"result in {_shown(self._folder)}",
+            flush=True,
+        )
+
+    def base_for_next(self) -> str:
+        """Tell where the next stage starts from; an adapter is merged into its own base, once.
+
+        Returns:
+            Folder of a whole model.
+        """
+        if self._stage.adapter is None:
+            return str(self._folder)
+        merged = self._folder / MERGED_NAME
+        if not merged.exists():
+            merge_run(self._folder, self._base, merged, trust_remote_code=self._stage.model.trust_remote_code)
+        return str(merged)
+
+    def _prepare(self) -> _Prepared:
+        stage, tokenizer = self._stage, self._tokenizer
+        template = None
+        if stage.mode == "sft" or stage.model.template is not None:
+            template = get_template(stage.model.template, tokenizer)
+            # The template travels in the saved tokenizer.
+            tokenizer.chat_template = template.source
+        self._signals.check()
+        data = prepare(stage, tokenizer, template)
+        print(*data.notes, format_ledger(data.ledger), data.preview, sep="\n", flush=True)
+        self._signals.check()
+        plan = plan_run(
+            self._folder,
+            stage.train.resume_from_checkpoint,
+            train_settings(stage),
+            data.train.num_batches,
+            run_identity(stage, self._base, tokenizer, template, data, self._device),
+        )
+        return _Prepared(template, data, plan)
+
+    def _trainer(self, model: PreTrainedModel, prepared: _Prepared) -> Trainer:
+        stage, tokenizer, template = self._stage, self._tokenizer, prepared.template
+        weights = TrainedWeights(model, getattr(torch, stage.model.dtype), self._base)
+
+        def save_result(folder: Path) -> None:
+            weights.save(folder)
+            tokenizer.save_pretrained(folder)
+
+        return Trainer(
+            model=model,
+            objective=build_objective(model),
+            train=prepared.data.train,
+            validation=prepared.data.validation,
+            settings=train_settings(stage),
+            plan=prepared.plan,
+            folder=self._folder,
+            stage=stage.name,
+            save_weights=weights.save,
+            load_weights=weights.load,
+            save_result=save_result,
+            questions=build_questions(stage, tokenizer, template),
+            generate=build_generate(stage, model, tokenizer, template, self._signals.stop_requested),
+            memory_fn=lambda: peak_memory_bytes(self._device),
+            trackers=stage.train.report_to,
+            signals=self._signals,
+        )
+
+    def _write_config(self) -> None:
+        """Leave the stage's own resolved configuration in its folder, and a staged recipe's above it."""
+        resolved = self._stage.model_dump(mode="json")
+        resolved["model"]["name_or_path"] = self._base
+        if isinstance(resolved["model"]["tokenizer"], dict):
+            built = Path(self._recipe.output_dir) / TOKENIZER_NAME
+            self._tokenizer.save_pretrained(built)
+            resolved["model"]["tokenizer"] = str(built)
+        _write_yaml(self._folder / CONFIG_NAME, resolved)
+        if self._recipe.staged:
+            _write_yaml(Path(self._recipe.output_dir) / CONFIG_NAME, self._recipe.resolved)
+
+
+def _write_yaml(path: Path, content: dict[str, Any]) -> None:
+    replace_file(path, yaml.safe_dump(content, allow_unicode=True, sort_keys=False).encode())
+
+
+def _shown(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

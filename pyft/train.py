@@ -1,0 +1,45 @@
+"""`python -m pyft.train RECIPE [key.sub=value ...]`: parse, build, run.
+
+The recipe is read and checked before torch is imported, so `--help` and mistakes in it answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from pyft.config import load_recipe, run_command
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Run every stage of a recipe.
+
+    Args:
+        arguments: `recipe`, a path or a shipped recipe's name, and `overrides`, each `key.sub=value`.
+    """
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from pyft.stages import run_recipe
+
+    run_recipe(recipe)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Describe the command.
+
+    Returns:
+        Its parser.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m pyft.train", description="Fine-tune a language model as a recipe says."
+    )
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a recipe file, or a shipped one: python -m pyft.recipes"
+    )
+    parser.add_argument(
+        "overrides", metavar="key.sub=value", nargs="*", help="changes to it, as train.learning_rate=1e-4"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(train, command_line()))
