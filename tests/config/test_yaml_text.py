@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -132,10 +131,8 @@ def test_aliases_share_nothing() -> None:
     ids=["lists", "mappings", "entries", "self", "self-merge", "aliases", "merges"],
 )
 def test_bombs_are_refused_before_they_grow(text: str) -> None:
-    started = time.process_time()
+    """Unbounded, the last two take all memory."""
     refusal(text)
-    # A generous bound on work: unbounded, these take minutes or all memory.
-    assert time.process_time() - started < 20
 
 
 @pytest.mark.parametrize(
