@@ -1,0 +1,68 @@
+"""linear_cross_entropy: loss and dHidden (and dHead) from hidden [T, K] and head [V, K].
+
+`torch` computes all logits in float32 for bfloat16 inputs too: torch's own bfloat16 product takes minutes on
+processors without bfloat16 arithmetic. `torch counted` gathers the rows with a target first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import expect
+import shapes
+import torch.nn.functional as F
+from timing import Case
+from torch import Tensor
+
+from pyft.ops import reference
+from pyft.ops.cross_entropy import linear_cross_entropy
+
+
+def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
+    """Cases at one shape.
+
+    Args:
+        shape: T, K, V, counted.
+        dtype: of hidden and head.
+        device: "cpu".
+
+    Yields:
+        Forward + backward with a frozen head, then with a trained one.
+    """
+    targets = expect.masked_targets(shape["T"], shape["V"], shape["counted"]).to(device)
+
+    def whole(hidden: Tensor, head: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(hidden.float(), head.float()), targets, reduction="sum")
+
+    def counted_only(hidden: Tensor, head: Tensor) -> Tensor:
+        rows = (targets != -100).nonzero().squeeze(1)
+        logits = F.linear(hidden[rows].float(), head.float())
+        return F.cross_entropy(logits, targets[rows], reduction="sum")
+
+    forwards = {
+        "pyft": lambda hidden, head: linear_cross_entropy(hidden, head, targets),
+        "torch": whole,
+        "torch counted": counted_only,
+    }
+    for trained in (False, True):
+        inputs = {
+            "hidden": expect.random(shape["T"], shape["K"], dtype=dtype, requires_grad=True).to(device),
+            "head": expect.random(shape["V"], shape["K"], dtype=dtype, scale=0.02, requires_grad=trained),
+        }
+
+        def compute(wide, inputs=inputs):
+            def forward(hidden: Tensor, head: Tensor) -> Tensor:
+                return reference.linear_cross_entropy(hidden, head, targets)
+
+            return expect.with_gradients(forward, expect.as_dtype(inputs, wide))
+
+        check = expect.same_as(compute)
+        num_counted = int((targets != -100).sum())
+        yield Case(
+            op="linear_cross_entropy",
+            label=f"{'trained' if trained else 'frozen'} head {dtype} {shapes.format_shape(shape)}",
+            contenders={n: lambda f=f, i=inputs: expect.with_gradients(f, i) for n, f in forwards.items()},
+            check=lambda _, results, check=check: check(results),
+            work=(6.0 if trained else 4.0) * num_counted * shape["V"] * shape["K"],
+            unit="GFLOP/s",
+        )

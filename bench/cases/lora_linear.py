@@ -1,0 +1,108 @@
+"""lora_linear: forward + backward (to x, A and B) on a dense and on an NF4 base, without and with dropout.
+
+The peer is what PEFT does, in plain torch: base linear (bitsandbytes' for NF4), dropout, two more linears,
+add. Every contender seeds torch's generator first, so the mask it used can be told afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import expect
+import peers
+import shapes
+import torch
+import torch.nn.functional as F
+from cases.nf4_dequantize import bitsandbytes_state
+from timing import Case
+from torch import Tensor
+
+from pyft.ops import reference
+from pyft.ops.dropout import draw_seed, dropout_mask
+from pyft.ops.lora import lora_linear
+from pyft.ops.nf4 import nf4_dequantize, nf4_quantize
+
+SCALING = 0.25
+SEED = 7
+
+
+def _peft_like(base, dropout: float):
+    def forward(x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
+        kept = F.dropout(x.to(lora_A.dtype), dropout)
+        return (base(x) + F.linear(F.linear(kept, lora_A), lora_B) * SCALING).to(x.dtype)
+
+    return forward
+
+
+def _mask(name: str, x: Tensor, dropout: float) -> Tensor:
+    torch.manual_seed(SEED)
+    if name == "pyft":
+        return dropout_mask(x.shape, dropout, draw_seed())
+    return F.dropout(torch.ones_like(x, dtype=torch.float32), dropout) != 0
+
+
+def _case(shape: shapes.Shape, dtype: str, label: str, dropout: float, bases: dict, dense: Tensor) -> Case:
+    num_tokens, out_features, in_features, rank = (int(shape[name]) for name in "TNKR")
+    inputs = {
+        "x": expect.random(num_tokens, in_features, dtype=dtype, requires_grad=True),
+        "A": expect.random(rank, in_features, scale=in_features**-0.5, requires_grad=True),
+        "B": expect.random(out_features, rank, scale=0.1, requires_grad=True),
+    }
+    grad_output = expect.random(num_tokens, out_features, dtype=dtype)
+    ours = bases["pyft"]
+    forwards = {n: _peft_like(base, dropout) for n, base in bases.items() if n != "pyft"}
+    forwards = {
+        "pyft": lambda x, A, B: lora_linear(x, ours, A, B, scaling=SCALING, dropout=dropout)
+    } | forwards
+
+    def run(forward):
+        torch.manual_seed(SEED)
+        return expect.with_gradients(forward, inputs, grad_output)
+
+    def compute(wide: torch.dtype, mask: Tensor) -> expect.Results:
+        def forward(x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
+            return reference.lora_linear(
+                x, dense, lora_A, lora_B, scaling=SCALING, dropout=dropout, mask=mask if dropout else None
+            )
+
+        return expect.with_gradients(forward, expect.as_dtype(inputs, wide), grad_output.to(wide))
+
+    checks = {}
+    for kind in {"pyft", "torch"}:
+        mask = _mask(kind, inputs["x"], dropout)
+        checks[kind] = expect.same_as(lambda wide, mask=mask: compute(wide, mask))
+    flops_base = 4.0 * num_tokens * out_features * in_features
+    return Case(
+        op="lora_linear",
+        label=f"{label} p={dropout} {dtype} {shapes.format_shape(shape)}",
+        contenders={name: lambda f=forward: run(f) for name, forward in forwards.items()},
+        check=lambda name, results: checks["pyft" if name == "pyft" else "torch"](results),
+        work=flops_base + 6.0 * num_tokens * rank * (in_features + out_features),
+        unit="GFLOP/s",
+    )
+
+
+def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
+    """Cases at one shape.
+
+    Args:
+        shape: T, N, K, R.
+        dtype: of x and y; A and B are float32.
+        device: "cpu".
+
+    Yields:
+        Dense and NF4 base, each without and with dropout.
+    """
+    x_dtype = getattr(torch, dtype)
+    dense = expect.random(shape["N"], shape["K"], dtype=dtype, scale=0.02).to(device)
+    weight = nf4_quantize(dense)
+    dequantized = nf4_dequantize(weight, x_dtype)
+    nf4_bases = {"pyft": weight}
+    bitsandbytes = peers.bitsandbytes()
+    if bitsandbytes is not None:
+        codes, state = bitsandbytes_state(bitsandbytes, weight, x_dtype)
+        nf4_bases["torch on bitsandbytes"] = lambda x: bitsandbytes.matmul_4bit(x, codes, quant_state=state)
+    dense_bases = {"pyft": dense, "torch": lambda x: F.linear(x, dense)}
+    for dropout in (0.0, 0.1):
+        yield _case(shape, dtype, "dense", dropout, dense_bases, dense)
+        yield _case(shape, dtype, "nf4", dropout, nf4_bases, dequantized)

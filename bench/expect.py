@@ -1,0 +1,101 @@
+"""What a right result is: random inputs from a fixed seed, and the tolerance rule of `pyft.ops.reference`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyft.ops import reference
+
+Results = dict[str, Tensor]
+
+
+def random(*shape: float, dtype: str = "float32", scale: float = 1.0, requires_grad: bool = False) -> Tensor:
+    """Normal random numbers, never zeros: zeros multiply faster on some hardware.
+
+    Args:
+        *shape: sizes; equal shapes and dtypes give equal numbers.
+        dtype: name of a torch dtype.
+        scale: standard deviation.
+        requires_grad: make it a leaf that collects a gradient.
+
+    Returns:
+        The tensor, on the CPU.
+    """
+    sizes = [int(size) for size in shape]
+    generator = torch.Generator().manual_seed(hash(tuple(sizes)) & 0xFFFF)
+    values = torch.randn(sizes, generator=generator) * scale
+    return values.to(getattr(torch, dtype)).requires_grad_(requires_grad)
+
+
+def masked_targets(num_rows: float, vocabulary: float, counted: float) -> Tensor:
+    """Random targets [T], of which a share is -100.
+
+    Args:
+        num_rows: T.
+        vocabulary: V.
+        counted: share of rows that keep their target.
+
+    Returns:
+        int64 [T].
+    """
+    generator = torch.Generator().manual_seed(3)
+    targets = torch.randint(int(vocabulary), (int(num_rows),), generator=generator)
+    dropped = torch.randperm(int(num_rows), generator=generator)[int(num_rows * counted) :]
+    targets[dropped] = -100
+    return targets
+
+
+def with_gradients(
+    forward: Callable[..., Tensor], inputs: dict[str, Tensor], grad_output: Tensor | None = None
+) -> Results:
+    """Run forward, and backward to every input that wants a gradient.
+
+    Args:
+        forward: takes the inputs by position.
+        inputs: name -> tensor.
+        grad_output: gradient of the result; None for a scalar.
+
+    Returns:
+        `value`, and `d<name>` for each gradient.
+    """
+    value = forward(*inputs.values())
+    wanted = {name: tensor for name, tensor in inputs.items() if tensor.requires_grad}
+    gradients = torch.autograd.grad(value, list(wanted.values()), grad_output)
+    return {"value": value.detach()} | {f"d{n}": g for n, g in zip(wanted, gradients, strict=True)}
+
+
+def same_as(compute: Callable[[torch.dtype], Results]) -> Callable[[Results], str | None]:
+    """A check by the tolerance rule.
+
+    The error that torch is granted is that of float32 rounded to the result's dtype: stricter than torch in
+    bfloat16 and, on processors without bfloat16 arithmetic, hundreds of times faster.
+
+    Args:
+        compute: dtype -> the same results computed by plain torch in that dtype. Called once for each dtype.
+
+    Returns:
+        The check: results -> None, or the first mismatch.
+    """
+    cached = functools.cache(compute)
+
+    def check(results: Results) -> str | None:
+        expected = cached(torch.float64)
+        if results.keys() != expected.keys():
+            return f"results are {sorted(results)}, not {sorted(expected)}"
+        for name, result in results.items():
+            like_torch = cached(torch.float32)[name].to(result.dtype)
+            mismatch = reference.find_mismatch(result, expected[name], like_torch)
+            if mismatch:
+                return f"{name}: {mismatch}"
+        return None
+
+    return check
+
+
+def as_dtype(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The same inputs as fresh leaves of another dtype."""
+    return {name: t.detach().to(dtype).requires_grad_(t.requires_grad) for name, t in inputs.items()}

@@ -1,0 +1,36 @@
+"""What can be compared with on this machine. A peer that does not import is left out, and said to be."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from types import ModuleType
+
+import pyft
+
+_missing: dict[str, str] = {}
+
+
+def bitsandbytes() -> ModuleType | None:
+    """The bitsandbytes package, or None where it does not import (see `missing`)."""
+    try:
+        return importlib.import_module("bitsandbytes")
+    except (ImportError, OSError, RuntimeError) as error:
+        _missing["bitsandbytes"] = str(error).splitlines()[0]
+        return None
+
+
+def missing() -> dict[str, str]:
+    """Peers asked for and not importable: name -> reason."""
+    return dict(_missing)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part, for the results file."""
+    found = {"pyft": pyft.__version__}
+    for name in ("torch", "bitsandbytes"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
