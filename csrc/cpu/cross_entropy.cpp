@@ -6,6 +6,7 @@
 //
 // Keeping max and sum apart, rather than their log-sum-exp, keeps the difference l - max exact for the
 // entries that matter. Rows without a target are not read; their gradient is zeros.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -22,6 +23,16 @@ float element(const TensorRef& matrix, std::int64_t index) {
                                           : matrix.as<const float>()[index];
 }
 
+// body(t) for every row; a piece is at least 16384 logits, below which waking a thread costs more than the
+// work.
+template <typename Body>
+void for_each_row(int num_threads, std::int64_t num_rows, std::int64_t vocabulary, const Body& body) {
+  const std::int64_t grain = 16384 / std::max<std::int64_t>(vocabulary, 1) + 1;
+  parallel_for(num_threads, num_rows, grain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) body(t);
+  });
+}
+
 char* row_pointer(const TensorRef& matrix, std::int64_t row) {
   return matrix.as<char>() + row * matrix.shape[1] * dtype_bytes(matrix.dtype);
 }
@@ -33,7 +44,7 @@ void cross_entropy(const CrossEntropyArgs& args, int num_threads) {
   const std::int64_t* targets = args.targets.as<const std::int64_t>();
   float* stats = args.row_stats.as<float>();
   std::vector<double> row_loss(static_cast<std::size_t>(num_rows), 0.0);
-  parallel_for(num_threads, num_rows, 1, [&](std::int64_t t, std::int64_t) {
+  for_each_row(num_threads, num_rows, vocabulary, [&](std::int64_t t) {
     float max = 0.0f;
     double sum = 0.0;
     if (targets[t] != args.ignore_index) {
@@ -54,7 +65,7 @@ void cross_entropy_backward(const CrossEntropyBackwardArgs& args, int num_thread
   const std::int64_t* targets = args.targets.as<const std::int64_t>();
   const float* stats = args.row_stats.as<const float>();
   const float grad_loss = *args.grad_loss.as<const float>();
-  parallel_for(num_threads, num_rows, 1, [&](std::int64_t t, std::int64_t) {
+  for_each_row(num_threads, num_rows, vocabulary, [&](std::int64_t t) {
     char* out = row_pointer(args.grad_logits, t);
     if (targets[t] == args.ignore_index) {
       std::memset(out, 0, static_cast<std::size_t>(vocabulary * dtype_bytes(args.logits.dtype)));

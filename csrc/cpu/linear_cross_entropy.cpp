@@ -81,11 +81,20 @@ struct Chunk {
     });
   }
 
+  // body(i) for every row of the chunk; pieces big enough that waking a thread pays.
+  template <typename Body>
+  void for_each_row(std::int64_t row_floats, const Body& body) const {
+    const std::int64_t grain = 16384 / std::max<std::int64_t>(row_floats, 1) + 1;
+    parallel_for(num_threads, num_rows, grain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) body(i);
+    });
+  }
+
   // Each row's loss; logits become softmax - one_hot when a gradient is wanted.
   void compute_losses(double* row_loss) const {
     const std::int64_t* targets = args.targets.as<const std::int64_t>();
     const bool wants_gradient = args.grad_hidden.defined || args.grad_head.defined;
-    parallel_for(num_threads, num_rows, 1, [&](std::int64_t i, std::int64_t) {
+    for_each_row(vocabulary, [&](std::int64_t i) {
       float* row = logits + i * vocabulary;
       const std::int64_t target = targets[rows[i]];
       float max;
@@ -109,7 +118,7 @@ struct Chunk {
       gemm(num_rows, k1 - k0, v1 - v0, dense_view(logits + v0, DType::kFloat32, vocabulary),
            offset_view(head, v0, k0), partials + split * num_rows * width + k0, width, false);
     });
-    parallel_for(num_threads, num_rows, 1, [&](std::int64_t i, std::int64_t) {
+    for_each_row(width * plan.num_splits, [&](std::int64_t i) {
       float* out = args.grad_hidden.as<float>() + rows[i] * width;
       for (std::int64_t split = 0; split < plan.num_splits; ++split) {
         const float* part = partials + (split * num_rows + i) * width;

@@ -32,8 +32,8 @@
 namespace pyft::cpu {
 namespace {
 
-constexpr std::int64_t kTileTokens = 512;
-constexpr std::int64_t kTileColumns = 128;
+constexpr std::int64_t kTileTokens = 384;
+constexpr std::int64_t kTileColumns = 256;
 constexpr std::int64_t kProjectTokens = 64;
 // Of dropped x held at one time: [kDropTokens, kTileColumns] for dA, [kProjectTokens, kDropColumns] for S.
 constexpr std::int64_t kDropTokens = 256;

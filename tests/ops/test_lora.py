@@ -250,7 +250,7 @@ def test_errors_name_what_is_wrong():
         call(lora_B=layer.B[:, :3])
     with pytest.raises(ValueError, match=r"lora_A.dtype is bfloat16, expected float32"):
         call(lora_A=layer.A.bfloat16())
-    with pytest.raises(ValueError, match=r"x.dtype is torch.float64, expected one of"):
+    with pytest.raises(ValueError, match=r"lora_linear: x.dtype is float64, expected float32 or bfloat16"):
         call(x=layer.x.double())
     with pytest.raises(ValueError, match=r"bias.dtype is bfloat16, expected float32"):
         call(bias=layer.bias.bfloat16())
