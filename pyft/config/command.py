@@ -45,8 +45,8 @@ def run_command(main: Main, parser: argparse.ArgumentParser, argv: Sequence[str]
         The exit code, for `sys.exit`.
     """
     _prepare_streams()
-    # Read by torch's OpenMP when it is loaded. Its threads otherwise spin while they wait, and where another program
-    # shares the cores, a step of a small model then takes ten times as long (measured on 2 cores).
+    # Read by torch's OpenMP when it is loaded. Its threads otherwise spin while they wait, and where another
+    # program shares the cores, a step of a small model then takes ten times as long (measured on 2 cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser.add_argument("--debug", action="store_true", help="print a traceback with every error")
     parser.error = _refuse_usage  # type: ignore[method-assign]
