@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "merge": {"config", "data.templates", "model"},
     "env": {"config", "ops"},
 }
-"""Part of pyft -> the parts it may import beside itself. One not here (train, stages, assemble) may import all."""
+"""Part of pyft -> the parts it may import beside itself. One not here (train, stages) may import any."""
 
 TYPES_ONLY: dict[str, set[str]] = {"trainer": {"data.collate"}}
 ENTRY_POINTS = ("train", "stages", "assemble")

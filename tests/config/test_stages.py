@@ -90,6 +90,13 @@ def test_overrides_win_over_both(load: Any) -> None:
     assert [Path(stage.data.train[0].path).name for stage in recipe.stages] == ["c.jsonl", "c.jsonl"]
 
 
+def test_a_section_can_be_overridden_as_a_whole(load: Any, smallest: str, tmp_path: Path) -> None:
+    first, second = load(
+        smallest + "stages: [{name: a}, {name: b}]\n", "model={name_or_path: ./other}"
+    ).stages
+    assert (first.model.name_or_path, second.model.name_or_path) == (str(tmp_path / "other"), None)
+
+
 def test_an_override_can_be_for_one_stage(load: Any) -> None:
     recipe = load(TWO, "stages[1].train.seed=7", "stages[1].train.max_steps=4", "stages[0].name=read")
     assert [stage.train.seed for stage in recipe.stages] == [42, 7]
