@@ -178,7 +178,8 @@ void linear_cross_entropy(const LinearCrossEntropyArgs& args, const ExecutionCon
   check_scalar(op, args.loss);
   check_dtype(op, args.workspace, DType::kFloat32);
   check_contiguous(op, args.workspace);
-  const std::int64_t needed = plan_linear_cross_entropy(num_tokens, width, vocabulary).workspace_floats;
+  const std::int64_t needed =
+      plan_linear_cross_entropy(num_tokens, width, vocabulary, args.grad_head.defined).workspace_floats;
   check(args.workspace.num_elements() >= needed, op, ": workspace has ", args.workspace.num_elements(),
         " elements, expected ", needed);
   if (args.grad_hidden.defined)

@@ -187,13 +187,14 @@ void bind_cross_entropy(py::module_& module) {
       py::arg("grad_logits"), py::arg("ignore_index"), py::arg("num_threads"), py::arg("stream"));
   module.def(
       "plan_linear_cross_entropy",
-      [](std::int64_t num_tokens, std::int64_t width, std::int64_t vocabulary) {
+      [](std::int64_t num_tokens, std::int64_t width, std::int64_t vocabulary, bool trains_head) {
         const pyft::LinearCrossEntropyPlan plan =
-            pyft::plan_linear_cross_entropy(num_tokens, width, vocabulary);
-        return py::dict(py::arg("chunk_tokens") = plan.chunk_tokens, py::arg("num_splits") = plan.num_splits,
+            pyft::plan_linear_cross_entropy(num_tokens, width, vocabulary, trains_head);
+        return py::dict(py::arg("by_panels") = plan.by_panels, py::arg("chunk_tokens") = plan.chunk_tokens,
+                        py::arg("num_splits") = plan.num_splits,
                         py::arg("workspace_floats") = plan.workspace_floats);
       },
-      py::kw_only(), py::arg("num_tokens"), py::arg("width"), py::arg("vocabulary"));
+      py::kw_only(), py::arg("num_tokens"), py::arg("width"), py::arg("vocabulary"), py::arg("trains_head"));
   module.def(
       "linear_cross_entropy",
       [](py::handle hidden, py::handle head_weight, py::handle targets, py::handle workspace, py::handle loss,

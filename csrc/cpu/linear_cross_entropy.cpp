@@ -9,9 +9,14 @@
 //     dH [C, K] = L W                            num_splits partial sums over V, added in order
 //     dW [V, K] += L^T h                         tiles over V; float32, only for a head that trains
 //
+// A frozen head with a large vocabulary goes by panels instead (linear_cross_entropy_panels.cpp): a chunk
+// would be so few rows that reading the head for each of them costs more than the products.
+//
 // Without a wanted gradient the last two, and the softmax, are left out. No sum crosses threads except
 // through the splits, whose number depends on the shape alone: the bits do not depend on the number of
 // threads.
+#include "cpu/linear_cross_entropy.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -25,16 +30,26 @@
 namespace pyft {
 
 LinearCrossEntropyPlan plan_linear_cross_entropy(std::int64_t num_tokens, std::int64_t width,
-                                                 std::int64_t vocabulary) {
+                                                 std::int64_t vocabulary, bool trains_head) {
   constexpr std::int64_t kBufferFloats = 8 << 20;  // 32 MiB each for logits and for partial sums
-  constexpr std::int64_t kMaxChunk = 1024, kMaxSplits = 8, kMinSplitRows = 512;
+  constexpr std::int64_t kPanelVocabulary = 16384, kPanelTokens = 512, kPanelSplits = 16;
+  constexpr std::int64_t kMaxChunk = 1024, kMaxSplits = 8, kMinSplitIds = 512;
+  num_tokens = std::max<std::int64_t>(num_tokens, 1);
+  width = std::max<std::int64_t>(width, 1);
+  vocabulary = std::max<std::int64_t>(vocabulary, 1);
   LinearCrossEntropyPlan plan{};
-  plan.chunk_tokens =
-      std::clamp<std::int64_t>(kBufferFloats / std::max<std::int64_t>(vocabulary, 1), 1, kMaxChunk);
-  plan.chunk_tokens = std::min(plan.chunk_tokens, std::max<std::int64_t>(num_tokens, 1));
-  const std::int64_t fitting = kBufferFloats / std::max<std::int64_t>(plan.chunk_tokens * width, 1);
-  plan.num_splits = std::clamp<std::int64_t>(std::min(fitting, vocabulary / kMinSplitRows), 1, kMaxSplits);
-  plan.workspace_floats = plan.chunk_tokens * (vocabulary + width + plan.num_splits * width);
+  plan.by_panels = !trains_head && vocabulary >= kPanelVocabulary;
+  if (plan.by_panels) {
+    plan.num_splits = kPanelSplits;
+    plan.chunk_tokens = std::clamp<std::int64_t>(kBufferFloats / (kPanelSplits * width), 1, kPanelTokens);
+  } else {
+    plan.chunk_tokens = std::clamp<std::int64_t>(kBufferFloats / vocabulary, 1, kMaxChunk);
+    const std::int64_t fitting = kBufferFloats / (plan.chunk_tokens * width);
+    plan.num_splits = std::clamp<std::int64_t>(std::min(fitting, vocabulary / kMinSplitIds), 1, kMaxSplits);
+  }
+  plan.chunk_tokens = std::min(plan.chunk_tokens, num_tokens);
+  plan.workspace_floats = plan.chunk_tokens * (1 + plan.num_splits) * width;
+  if (!plan.by_panels) plan.workspace_floats += plan.chunk_tokens * vocabulary;
   return plan;
 }
 
@@ -58,25 +73,11 @@ struct Chunk {
   float* hidden;    // [C, K]
   float* partials;  // [num_splits, C, K]
 
-  const std::int64_t* rows = nullptr;  // which rows of T these are
-  std::int64_t num_rows = 0;
-
-  void gather() const {
-    for (std::int64_t i = 0; i < num_rows; ++i) {
-      float* out = hidden + i * width;
-      if (args.hidden.dtype == DType::kFloat32) {
-        std::memcpy(out, args.hidden.as<const float>() + rows[i] * width,
-                    static_cast<std::size_t>(width) * 4);
-      } else {
-        const BFloat16Bits* in = args.hidden.as<const BFloat16Bits>() + rows[i] * width;
-        for (std::int64_t k = 0; k < width; ++k) out[k] = bfloat16_to_float(in[k]);
-      }
-    }
-  }
+  CountedRows counted{};
 
   void compute_logits() const {
     parallel_for(num_threads, vocabulary, kTileVocabulary, [&](std::int64_t v0, std::int64_t v1) {
-      gemm(num_rows, v1 - v0, width, dense_view(hidden, DType::kFloat32, width),
+      gemm(counted.count, v1 - v0, width, dense_view(hidden, DType::kFloat32, width),
            transposed(offset_view(head, v0, 0)), logits + v0, vocabulary, false);
     });
   }
@@ -85,7 +86,7 @@ struct Chunk {
   template <typename Body>
   void for_each_row(std::int64_t row_floats, const Body& body) const {
     const std::int64_t grain = 16384 / std::max<std::int64_t>(row_floats, 1) + 1;
-    parallel_for(num_threads, num_rows, grain, [&](std::int64_t begin, std::int64_t end) {
+    parallel_for(num_threads, counted.count, grain, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) body(i);
     });
   }
@@ -96,7 +97,7 @@ struct Chunk {
     const bool wants_gradient = args.grad_hidden.defined || args.grad_head.defined;
     for_each_row(vocabulary, [&](std::int64_t i) {
       float* row = logits + i * vocabulary;
-      const std::int64_t target = targets[rows[i]];
+      const std::int64_t target = targets[counted.rows[i]];
       float max;
       double sum;
       kernels().row_max_and_sum(row, DType::kFloat32, vocabulary, &max, &sum);
@@ -115,13 +116,13 @@ struct Chunk {
       const std::int64_t v0 = std::min(vocabulary, split * split_rows),
                          v1 = std::min(vocabulary, v0 + split_rows);
       const std::int64_t k1 = std::min(width, k0 + kTileColumns);
-      gemm(num_rows, k1 - k0, v1 - v0, dense_view(logits + v0, DType::kFloat32, vocabulary),
-           offset_view(head, v0, k0), partials + split * num_rows * width + k0, width, false);
+      gemm(counted.count, k1 - k0, v1 - v0, dense_view(logits + v0, DType::kFloat32, vocabulary),
+           offset_view(head, v0, k0), partials + split * counted.count * width + k0, width, false);
     });
     for_each_row(width * plan.num_splits, [&](std::int64_t i) {
-      float* out = args.grad_hidden.as<float>() + rows[i] * width;
+      float* out = args.grad_hidden.as<float>() + counted.rows[i] * width;
       for (std::int64_t split = 0; split < plan.num_splits; ++split) {
-        const float* part = partials + (split * num_rows + i) * width;
+        const float* part = partials + (split * counted.count + i) * width;
         for (std::int64_t k = 0; k < width; ++k) out[k] += part[k];
       }
     });
@@ -129,7 +130,7 @@ struct Chunk {
 
   void backward_head() const {
     parallel_for(num_threads, vocabulary, kTileVocabulary, [&](std::int64_t v0, std::int64_t v1) {
-      gemm(v1 - v0, width, num_rows, transposed(dense_view(logits + v0, DType::kFloat32, vocabulary)),
+      gemm(v1 - v0, width, counted.count, transposed(dense_view(logits + v0, DType::kFloat32, vocabulary)),
            dense_view(hidden, DType::kFloat32, width), args.grad_head.as<float>() + v0 * width, width, true);
     });
   }
@@ -144,10 +145,25 @@ void fill_zeros(const TensorRef& tensor, int num_threads) {
 
 }  // namespace
 
+void gather_hidden(const LinearCrossEntropyArgs& args, const CountedRows& counted, float* out) {
+  const std::int64_t width = args.hidden.shape[1];
+  for (std::int64_t i = 0; i < counted.count; ++i, out += width) {
+    const std::int64_t first = counted.rows[i] * width;
+    if (args.hidden.dtype == DType::kFloat32) {
+      std::memcpy(out, args.hidden.as<const float>() + first,
+                  static_cast<std::size_t>(width) * sizeof(float));
+    } else {
+      const BFloat16Bits* in = args.hidden.as<const BFloat16Bits>() + first;
+      for (std::int64_t k = 0; k < width; ++k) out[k] = bfloat16_to_float(in[k]);
+    }
+  }
+}
+
 void linear_cross_entropy(const LinearCrossEntropyArgs& args, int num_threads) {
   const std::int64_t num_tokens = args.hidden.shape[0];
   const std::int64_t width = args.hidden.shape[1], vocabulary = args.head_weight.shape[0];
-  const LinearCrossEntropyPlan plan = plan_linear_cross_entropy(num_tokens, width, vocabulary);
+  const LinearCrossEntropyPlan plan =
+      plan_linear_cross_entropy(num_tokens, width, vocabulary, args.grad_head.defined);
   std::vector<std::int64_t> rows;
   for (std::int64_t t = 0; t < num_tokens; ++t) {
     if (args.targets.as<const std::int64_t>()[t] != args.ignore_index) rows.push_back(t);
@@ -166,9 +182,12 @@ void linear_cross_entropy(const LinearCrossEntropyArgs& args, int num_threads) {
   const std::int64_t num_chunks = (num_counted + plan.chunk_tokens - 1) / plan.chunk_tokens;
   for (std::int64_t c = 0; c < num_chunks; ++c) {
     const std::int64_t begin = num_counted * c / num_chunks, end = num_counted * (c + 1) / num_chunks;
-    chunk.rows = rows.data() + begin;
-    chunk.num_rows = end - begin;
-    chunk.gather();
+    chunk.counted = {rows.data() + begin, end - begin};
+    if (plan.by_panels) {
+      linear_cross_entropy_panels(args, plan, chunk.counted, row_loss.data() + begin, num_threads);
+      continue;
+    }
+    gather_hidden(args, chunk.counted, hidden);
     chunk.compute_logits();
     chunk.compute_losses(row_loss.data() + begin);
     if (args.grad_hidden.defined) chunk.backward_hidden();

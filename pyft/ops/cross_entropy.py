@@ -168,7 +168,10 @@ def _linear_cross_entropy(
                 f"linear_cross_entropy: {name} has shape {list(tensor.shape)}, expected {expected}"
             )
     plan = C.plan_linear_cross_entropy(
-        num_tokens=hidden.shape[0], width=hidden.shape[1], vocabulary=head_weight.shape[0]
+        num_tokens=hidden.shape[0],
+        width=hidden.shape[1],
+        vocabulary=head_weight.shape[0],
+        trains_head=wants_head,
     )
     C.linear_cross_entropy(
         hidden=hidden.contiguous(),

@@ -10,7 +10,7 @@ import torch
 from numerics import assert_close_to_reference, poisoned_empty
 from torch import Tensor
 
-from pyft.ops import reference
+from pyft.ops import native, reference
 from pyft.ops.cross_entropy import cross_entropy, linear_cross_entropy
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -73,11 +73,26 @@ def test_linear_cross_entropy_equals_float64(num_rows, width, vocabulary, traine
     )
 
 
-def test_linear_cross_entropy_over_several_chunks():
-    # 32 MiB of logits hold 64 rows of this vocabulary
-    targets = random_targets(150, 131071)
-    targets[2:] = torch.arange(148) * 800
-    hidden, head = random(150, 5, seed=1), random(131071, 5, seed=2)
+@pytest.mark.parametrize(
+    ("num_rows", "vocabulary", "trained", "dtype"),
+    [
+        (150, 131071, True, torch.float32),
+        (1100, 20011, False, torch.float32),
+        (1100, 20011, False, torch.bfloat16),
+        (3, 20011, False, torch.float32),
+    ],
+)
+def test_linear_cross_entropy_of_a_large_vocabulary(num_rows, vocabulary, trained, dtype):
+    plan = native.C.plan_linear_cross_entropy(
+        num_tokens=num_rows, width=5, vocabulary=vocabulary, trains_head=trained
+    )
+    assert plan["by_panels"] != trained
+    targets = random_targets(num_rows, vocabulary)
+    targets[2:] = torch.arange(num_rows - 2) * (vocabulary // num_rows)
+    targets[num_rows // 2] = -100
+    assert num_rows == 3 or int((targets != -100).sum()) > 2 * plan["chunk_tokens"]
+    hidden = random(num_rows, 5, seed=1, dtype=dtype)
+    head = random(vocabulary, 5, seed=2, scale=3.0, dtype=dtype).detach().requires_grad_(trained)
     assert_equals_reference(
         lambda h, w: linear_cross_entropy(h, w, targets),
         lambda h, w: reference.linear_cross_entropy(h, w, targets),
@@ -196,9 +211,11 @@ def test_non_finite_numbers_show_in_the_loss(bad):
         assert cross_entropy(hidden @ head.T, targets).isnan()
 
 
-def test_same_bits_on_any_number_of_threads():
-    hidden, head = random(150, 40, seed=1), random(5003, 40, seed=2)
-    targets = random_targets(150, 5003)
+@pytest.mark.parametrize("vocabulary", [5003, 17011])
+def test_same_bits_on_any_number_of_threads(vocabulary):
+    hidden, head = random(150, 40, seed=1), random(vocabulary, 40, seed=2)
+    head.requires_grad_(vocabulary < 16384)
+    targets = random_targets(150, vocabulary)
     before = torch.get_num_threads()
     try:
         runs = []
@@ -211,7 +228,7 @@ def test_same_bits_on_any_number_of_threads():
     for run in runs[1:]:
         for result, first in zip(run["linear_cross_entropy"], runs[0]["linear_cross_entropy"], strict=True):
             assert torch.equal(result, first)
-    logits = random(150, 5003, seed=3)
+    logits = random(150, vocabulary, seed=3)
     results = []
     try:
         for num_threads in (1, 2, 3):
@@ -242,7 +259,7 @@ def test_errors_name_what_is_wrong():
         cross_entropy(logits, good[:3])
     with pytest.raises(ValueError, match=r"targets.dtype is int32, expected int64"):
         cross_entropy(logits, good.int())
-    with pytest.raises(ValueError, match=r"cross_entropy: logits.dtype is float64, expected float32 or bfloat16"):
+    with pytest.raises(ValueError, match=r"logits.dtype is float64, expected float32 or bfloat16"):
         cross_entropy(logits.double(), good)
     with pytest.raises(ValueError, match=r"head_weight.dtype is bfloat16, expected float32"):
         linear_cross_entropy(hidden, head.bfloat16(), good)

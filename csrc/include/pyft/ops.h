@@ -147,12 +147,13 @@ void cross_entropy_backward(const CrossEntropyBackwardArgs& args, const Executio
 
 // How linear_cross_entropy cuts its work; depends on the shape alone.
 struct LinearCrossEntropyPlan {
-  std::int64_t chunk_tokens;      // rows whose logits exist at one time
+  bool by_panels;                 // panels of the vocabulary instead of all logits of a chunk
+  std::int64_t chunk_tokens;      // rows worked on at one time
   std::int64_t num_splits;        // partial sums of dHidden over the vocabulary
   std::int64_t workspace_floats;  // of all buffers together
 };
 LinearCrossEntropyPlan plan_linear_cross_entropy(std::int64_t num_tokens, std::int64_t width,
-                                                 std::int64_t vocabulary);
+                                                 std::int64_t vocabulary, bool trains_head);
 
 struct LinearCrossEntropyArgs {
   TensorRef hidden;       // float32 or bfloat16 [T, K], contiguous

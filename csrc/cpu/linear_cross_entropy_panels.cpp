@@ -1,0 +1,148 @@
+// linear_cross_entropy for a frozen head and a large vocabulary: one pass over the head, logits for one panel
+// of kPanelIds vocabulary entries at a time, as attention does with its keys.
+//
+//     split s of V, one thread:             for each panel of W in it, while it is in the cache:
+//     +--------+--------+--------+--          L  = h W_p^T                          [C, kPanelIds]
+//     | panel  | panel  | panel  |            m' = max(m, max L),  sum = sum exp(m - m') + sum exp(L - m')
+//     +--------+--------+--------+--          dH = dH exp(m - m') + exp(L - m') W_p  [C, K]
+//
+//     then, row by row:  loss = log(sum) + m - L[target],   dH = sum_s dH_s exp(m_s - m) / sum - W[target]
+//
+// dH is rescaled only in the panels where a row's maximum grows, some ln(number of panels) times. Each split
+// has its own m, sum and dH; they are merged in order, and their number depends on the shape alone, so the
+// bits do not depend on the number of threads.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "cpu/gemm.h"
+#include "cpu/isa.h"
+#include "cpu/linear_cross_entropy.h"
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
+
+namespace pyft::cpu {
+namespace {
+
+constexpr std::int64_t kPanelIds = 256;
+
+struct RowState {
+  float max = -HUGE_VALF;
+  double sum = 0.0;
+};
+
+class Panels {
+ public:
+  Panels(const LinearCrossEntropyArgs& args, const LinearCrossEntropyPlan& plan, const CountedRows& counted)
+      : args_(args),
+        counted_(counted),
+        num_splits_(plan.num_splits),
+        width_(args.hidden.shape[1]),
+        vocabulary_(args.head_weight.shape[0]),
+        head_(dense_view(args.head_weight.data, args.head_weight.dtype, width_)),
+        hidden_(args.workspace.as<float>()),
+        partials_(hidden_ + plan.chunk_tokens * width_),
+        states_(static_cast<std::size_t>(num_splits_ * counted.count)),
+        target_logits_(static_cast<std::size_t>(counted.count)) {
+    gather_hidden(args, counted, hidden_);
+  }
+
+  void run_split(std::int64_t split) {
+    const std::int64_t ids = (vocabulary_ + num_splits_ - 1) / num_splits_;
+    const std::int64_t begin = std::min(vocabulary_, split * ids), end = std::min(vocabulary_, begin + ids);
+    float* grad = partials_ + split * counted_.count * width_;
+    for (std::int64_t v0 = begin; v0 < end; v0 += kPanelIds) {
+      const std::int64_t num_ids = std::min(kPanelIds, end - v0);
+      const MatrixView panel = offset_view(head_, v0, 0);
+      float* logits = scratch_floats(Scratch::kTile, counted_.count * kPanelIds);
+      gemm(counted_.count, num_ids, width_, dense_view(hidden_, DType::kFloat32, width_), transposed(panel),
+           logits, num_ids, false);
+      for (std::int64_t i = 0; i < counted_.count; ++i) {
+        update_row(states_[index(split, i)], i, v0, num_ids, logits + i * num_ids, grad + i * width_);
+      }
+      if (args_.grad_hidden.defined) {
+        gemm(counted_.count, width_, num_ids, dense_view(logits, DType::kFloat32, num_ids), panel, grad,
+             width_, v0 > begin);
+      }
+    }
+  }
+
+  void merge_row(std::int64_t i, double* row_loss) const {
+    RowState total;
+    for (std::int64_t split = 0; split < num_splits_; ++split)
+      total.max = std::max(total.max, state(split, i).max);
+    for (std::int64_t split = 0; split < num_splits_; ++split) {
+      total.sum += state(split, i).sum * std::exp(static_cast<double>(state(split, i).max) - total.max);
+    }
+    row_loss[i] =
+        std::log(total.sum) - (static_cast<double>(target_logits_[static_cast<std::size_t>(i)]) - total.max);
+    if (!args_.grad_hidden.defined) return;
+    float* out = args_.grad_hidden.as<float>() + counted_.rows[i] * width_;
+    for (std::int64_t split = 0; split < num_splits_; ++split) {
+      const double weight = std::exp(static_cast<double>(state(split, i).max) - total.max) / total.sum;
+      const float factor = static_cast<float>(weight);
+      const float* part = partials_ + (split * counted_.count + i) * width_;
+      for (std::int64_t k = 0; k < width_; ++k) out[k] += factor * part[k];
+    }
+    const std::int64_t first = target(i) * width_;
+    for (std::int64_t k = 0; k < width_; ++k) {
+      out[k] -= args_.head_weight.dtype == DType::kBFloat16
+                    ? bfloat16_to_float(args_.head_weight.as<const BFloat16Bits>()[first + k])
+                    : args_.head_weight.as<const float>()[first + k];
+    }
+  }
+
+ private:
+  std::size_t index(std::int64_t split, std::int64_t i) const {
+    return static_cast<std::size_t>(split * counted_.count + i);
+  }
+  const RowState& state(std::int64_t split, std::int64_t i) const { return states_[index(split, i)]; }
+  std::int64_t target(std::int64_t i) const {
+    return args_.targets.as<const std::int64_t>()[counted_.rows[i]];
+  }
+
+  // One row of one panel: logits become exp(logits - max) where a gradient is wanted.
+  void update_row(RowState& state, std::int64_t i, std::int64_t v0, std::int64_t num_ids, float* logits,
+                  float* grad) {
+    const std::int64_t position = target(i) - v0;
+    if (position >= 0 && position < num_ids) target_logits_[static_cast<std::size_t>(i)] = logits[position];
+    float panel_max;
+    double panel_sum;
+    kernels().row_max_and_sum(logits, DType::kFloat32, num_ids, &panel_max, &panel_sum);
+    const bool is_first = state.sum == 0.0;
+    const float max = std::max(state.max, panel_max);
+    const double kept = is_first ? 0.0 : std::exp(static_cast<double>(state.max) - max);
+    state.sum = state.sum * kept + panel_sum * std::exp(static_cast<double>(panel_max) - max);
+    if (args_.grad_hidden.defined) {
+      if (!is_first && max > state.max) {
+        const float factor = static_cast<float>(kept);
+        for (std::int64_t k = 0; k < width_; ++k) grad[k] *= factor;
+      }
+      kernels().row_softmax(logits, DType::kFloat32, num_ids, max, 1.0f, logits);
+    }
+    state.max = max;
+  }
+
+  const LinearCrossEntropyArgs& args_;
+  CountedRows counted_;
+  std::int64_t num_splits_, width_, vocabulary_;
+  MatrixView head_;
+  float* hidden_;                     // [count, K]
+  float* partials_;                   // [num_splits, count, K]
+  std::vector<RowState> states_;      // [num_splits, count]
+  std::vector<float> target_logits_;  // [count], each written by the split that has the target
+};
+
+}  // namespace
+
+void linear_cross_entropy_panels(const LinearCrossEntropyArgs& args, const LinearCrossEntropyPlan& plan,
+                                 const CountedRows& counted, double* row_loss, int num_threads) {
+  Panels panels(args, plan, counted);
+  parallel_for(num_threads, plan.num_splits, 1,
+               [&](std::int64_t split, std::int64_t) { panels.run_split(split); });
+  parallel_for(num_threads, counted.count, 16, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) panels.merge_row(i, row_loss);
+  });
+}
+
+}  // namespace pyft::cpu
