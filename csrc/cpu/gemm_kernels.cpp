@@ -34,6 +34,8 @@ constexpr std::int64_t kBlockM = 96;
 constexpr std::int64_t kBlockN = 256;
 constexpr std::int64_t kFewRows = 8;
 constexpr std::int64_t kShortRun = 32;
+constexpr std::int64_t kRowsAtOnce = 4;
+static_assert(kTileRows <= kLanes && kTileColumns % kLanes == 0, "a panel's row is packed by whole vectors");
 static_assert(kBlockM % kTileRows == 0 && kBlockN % kTileColumns == 0, "blocks are whole tiles");
 
 std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
@@ -81,40 +83,74 @@ const float* row_floats(const MatrixView& view, std::int64_t row, std::int64_t c
   return buffer;
 }
 
-// Packs rows [row0, row0 + num_rows) and columns [k0, k0 + num_k) of `view` into panels of kWidth rows: panel
-// p holds element (row0 + p kWidth + r, k0 + k) at [k * kWidth + r], rows beyond the end as zeros.
+// Writes rows [0, num_rows) of `rows`, each num_k floats, as columns: element (r, k) to out[k * width + r];
+// rows up to kLanes are zeros. Each store is a whole vector, so where width < kLanes it spills over what the
+// next one writes, and the last over kLanes floats behind the panel.
+void pack_rows(const float* const* rows, std::int64_t num_rows, std::int64_t num_k, std::int64_t width,
+               float* out) {
+  std::int64_t k = 0;
+  for (; k + kLanes <= num_k; k += kLanes) {
+    FloatVector block[kLanes];
+    for (int r = 0; r < kLanes; ++r) block[r] = r < num_rows ? load(rows[r] + k) : FloatVector{};
+    transpose(block);
+    for (int i = 0; i < kLanes; ++i) store(out + (k + i) * width, block[i]);
+  }
+  for (; k < num_k; ++k) {
+    FloatVector column = {};
+    for (std::int64_t r = 0; r < num_rows; ++r) column[r] = rows[r][k];
+    store(out + k * width, column);
+  }
+}
+
+// Packs a view whose columns are runs: a few columns at a time, because panels lie a power of two apart and
+// would otherwise share cache lines' places.
 template <int kWidth>
-void pack(const MatrixView& view, std::int64_t row0, std::int64_t num_rows, std::int64_t k0,
-          std::int64_t num_k, float* out) {
-  const bool by_columns =
-      !rows_are_runs(view) && (view.kind == MatrixView::Kind::kNf4 || view.row_stride == 1);
-  if (by_columns) {
-    const MatrixView columns = flipped(view);
-    float* buffer = scratch_floats(Scratch::kGemmRows, num_rows);
-    for (std::int64_t k = 0; k < num_k; ++k) {
-      const float* from = row_floats(columns, k0 + k, row0, num_rows, buffer);
-      for (std::int64_t r0 = 0; r0 < num_rows; r0 += kWidth) {
-        float* to = out + r0 * num_k + k * kWidth;
-        const std::int64_t count = smaller(kWidth, num_rows - r0);
+void pack_columns(const MatrixView& view, std::int64_t row0, std::int64_t num_rows, std::int64_t k0,
+                  std::int64_t num_k, float* out) {
+  constexpr std::int64_t kColumns = 8;
+  const MatrixView flat = flipped(view);
+  float* buffer = scratch_floats(Scratch::kGemmRows, kColumns * num_rows);
+  for (std::int64_t first = 0; first < num_k; first += kColumns) {
+    const std::int64_t num_columns = smaller(kColumns, num_k - first);
+    const float* columns[kColumns];
+    for (std::int64_t i = 0; i < num_columns; ++i) {
+      columns[i] = row_floats(flat, k0 + first + i, row0, num_rows, buffer + i * num_rows);
+    }
+    for (std::int64_t r0 = 0; r0 < num_rows; r0 += kWidth) {
+      const std::int64_t count = smaller(kWidth, num_rows - r0);
+      float* to = out + r0 * num_k + first * kWidth;
+      for (std::int64_t i = 0; i < num_columns; ++i, to += kWidth) {
+        const float* from = columns[i] + r0;
         if (count == kWidth) {
-          for (int r = 0; r < kWidth; ++r) to[r] = from[r0 + r];
+          for (int r = 0; r < kWidth; ++r) to[r] = from[r];
         } else {
-          for (int r = 0; r < kWidth; ++r) to[r] = r < count ? from[r0 + r] : 0.0f;
+          for (int r = 0; r < kWidth; ++r) to[r] = r < count ? from[r] : 0.0f;
         }
       }
     }
-    return;
   }
-  float* buffer = scratch_floats(Scratch::kGemmRows, kWidth * num_k);
+}
+
+// Packs rows [row0, row0 + num_rows) and columns [k0, k0 + num_k) of `view` into panels of kWidth rows: panel
+// p holds element (row0 + p kWidth + r, k0 + k) at [k * kWidth + r], rows beyond the end as zeros. `out` has
+// kLanes to spare.
+template <int kWidth>
+void pack(const MatrixView& view, std::int64_t row0, std::int64_t num_rows, std::int64_t k0,
+          std::int64_t num_k, float* out) {
+  const bool columns_are_runs = view.kind == MatrixView::Kind::kNf4 || view.row_stride == 1;
+  if (!rows_are_runs(view) && columns_are_runs) {
+    return pack_columns<kWidth>(view, row0, num_rows, k0, num_k, out);
+  }
+  float* buffer = scratch_floats(Scratch::kGemmRows, kLanes * num_k);
   for (std::int64_t r0 = 0; r0 < num_rows; r0 += kWidth, out += kWidth * num_k) {
-    const std::int64_t count = smaller(kWidth, num_rows - r0);
-    for (int r = 0; r < kWidth; ++r) {
-      if (r >= count) {
-        for (std::int64_t k = 0; k < num_k; ++k) out[k * kWidth + r] = 0.0f;
-        continue;
+    for (std::int64_t group = 0; group < kWidth; group += kLanes) {
+      const std::int64_t left = num_rows - r0 - group;
+      const std::int64_t count = left < 0 ? 0 : smaller(left, smaller(kLanes, kWidth - group));
+      const float* rows[kLanes];
+      for (std::int64_t r = 0; r < count; ++r) {
+        rows[r] = row_floats(view, row0 + r0 + group + r, k0, num_k, buffer + r * num_k);
       }
-      const float* from = row_floats(view, row0 + r0 + r, k0, num_k, buffer + r * num_k);
-      for (std::int64_t k = 0; k < num_k; ++k) out[k * kWidth + r] = from[k];
+      pack_rows(rows, count, num_k, kWidth, out + group);
     }
   }
 }
@@ -166,6 +202,22 @@ float dot(const float* a, const float* b, std::int64_t count) {
   return sum;
 }
 
+// sums += factors[0] * rows[0] + factors[1] * rows[1] + ..., n elements each.
+void add_rows(const float* factors, const float* const* rows, std::int64_t num_rows, std::int64_t n,
+              float* sums) {
+  if (num_rows == 4) {
+    const float f0 = factors[0], f1 = factors[1], f2 = factors[2], f3 = factors[3];
+    const float *r0 = rows[0], *r1 = rows[1], *r2 = rows[2], *r3 = rows[3];
+    for (std::int64_t j = 0; j < n; ++j) {
+      sums[j] += (f0 * r0[j] + f1 * r1[j]) + (f2 * r2[j] + f3 * r3[j]);
+    }
+    return;
+  }
+  for (std::int64_t r = 0; r < num_rows; ++r) {
+    for (std::int64_t j = 0; j < n; ++j) sums[j] += factors[r] * rows[r][j];
+  }
+}
+
 // M <= kFewRows: A as float32 rows, then B^T row by row (dot products) or B row by row (updates of C).
 void gemm_few_rows(std::int64_t m, std::int64_t n, std::int64_t k, const MatrixView& a, const MatrixView& b,
                    float* c, std::int64_t ldc, bool accumulate) {
@@ -183,16 +235,16 @@ void gemm_few_rows(std::int64_t m, std::int64_t n, std::int64_t k, const MatrixV
   }
   if (rows_are_runs(b)) {
     // Sums of kShortRun products first: one long chain of additions would lose what packed tiles keep.
-    float* buffer = scratch_floats(Scratch::kGemmB, (m + 1) * n);
-    float* sums = buffer + n;
+    float* buffer = scratch_floats(Scratch::kGemmB, (m + kRowsAtOnce) * n);
+    float* sums = buffer + kRowsAtOnce * n;
     for (std::int64_t k0 = 0; k0 < k || k0 == 0; k0 += kShortRun) {
       for (std::int64_t i = 0; i < m * n; ++i) sums[i] = 0.0f;
-      for (std::int64_t kk = k0; kk < smaller(k, k0 + kShortRun); ++kk) {
-        const float* b_row = row_floats(b, kk, 0, n, buffer);
-        for (std::int64_t i = 0; i < m; ++i) {
-          const float factor = a_rows[i * k + kk];
-          for (std::int64_t j = 0; j < n; ++j) sums[i * n + j] += factor * b_row[j];
-        }
+      const std::int64_t k1 = smaller(k, k0 + kShortRun);
+      for (std::int64_t kk = k0; kk < k1; kk += kRowsAtOnce) {
+        const float* b_rows[kRowsAtOnce];
+        const std::int64_t count = smaller(kRowsAtOnce, k1 - kk);
+        for (std::int64_t r = 0; r < count; ++r) b_rows[r] = row_floats(b, kk + r, 0, n, buffer + r * n);
+        for (std::int64_t i = 0; i < m; ++i) add_rows(a_rows + i * k + kk, b_rows, count, n, sums + i * n);
       }
       const bool add = accumulate || k0 > 0;
       for (std::int64_t i = 0; i < m; ++i) {
@@ -220,8 +272,8 @@ void gemm(std::int64_t m, std::int64_t n, std::int64_t k, const MatrixView& a, c
   if (m <= 0 || n <= 0) return;
   if (m <= kFewRows || k <= 0) return gemm_few_rows(m, n, k, a, b, c, ldc, accumulate);
   const MatrixView b_transposed = flipped(b);
-  float* b_packed = scratch_floats(Scratch::kGemmB, kBlockK * kBlockN);
-  float* a_packed = scratch_floats(Scratch::kGemmA, kBlockM * kBlockK);
+  float* b_packed = scratch_floats(Scratch::kGemmB, kBlockK * kBlockN + kLanes);
+  float* a_packed = scratch_floats(Scratch::kGemmA, kBlockM * kBlockK + kLanes);
   for (std::int64_t n0 = 0; n0 < n; n0 += kBlockN) {
     const std::int64_t num_n = smaller(kBlockN, n - n0);
     for (std::int64_t k0 = 0; k0 < k; k0 += kBlockK) {

@@ -27,9 +27,9 @@ float block_scale(const Nf4View& weight, std::int64_t block) {
 // The 16 values a block can hold.
 struct BlockTable {
   BlockTable(float scale, bool to_bfloat16) {
-    for (int i = 0; i < 16; ++i) values[i] = kNf4Codebook[i] * scale;
-    if (to_bfloat16) {
-      for (int i = 0; i < 16; ++i) values[i] = round_to_bfloat16(values[i]);
+    for (int i = 0; i < 16; i += kLanes) {
+      const FloatVector products = load(kNf4Codebook + i) * scale;
+      store(values + i, to_bfloat16 ? round_to_bfloat16(products) : products);
     }
   }
   float values[16];
@@ -41,18 +41,19 @@ void look_up_pairs(const BlockTable& table, const std::uint8_t* codes, std::int6
 #if defined(__GNUC__) && !defined(__clang__) && PYFT_VECTOR_BYTES >= 32
   // One vector of results from kLanes / 2 bytes: every group of eight lanes gets its four bytes as one word,
   // each lane shifts its nibble down, and a permutation of the table's registers looks it up.
-  IntVector shifts;
-  for (int lane = 0; lane < kLanes; ++lane) shifts[lane] = 8 * (lane % 8 / 2) + (lane % 2 ? 0 : 4);
+  IntVector shifts, in_second_group;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    shifts[lane] = 8 * (lane % 8 / 2) + (lane % 2 ? 0 : 4);
+    in_second_group[lane] = lane < 8 ? 0 : -1;
+  }
   const FloatVector low = load(table.values);
   const FloatVector high = load(table.values + 16 - kLanes);
   for (; i + kLanes / 2 <= num_bytes; i += kLanes / 2) {
-    IntVector index;
-    for (int group = 0; group < kLanes / 8; ++group) {
-      std::int32_t word;
-      std::memcpy(&word, codes + i + 4 * group, sizeof word);
-      for (int lane = 0; lane < 8; ++lane) index[8 * group + lane] = word;
-    }
-    index >>= shifts;
+    std::int32_t words[2] = {};
+    std::memcpy(words, codes + i, kLanes / 2);
+    const IntVector first = IntVector{} + words[0];
+    const IntVector packed = kLanes == 16 ? (in_second_group ? IntVector{} + words[1] : first) : first;
+    const IntVector index = packed >> shifts;
     const FloatVector from_low = __builtin_shuffle(low, index);
     store(out + 2 * i, kLanes == 16       ? from_low
                        : (index & 8) != 0 ? __builtin_shuffle(high, index)
@@ -85,24 +86,30 @@ float to_float(BFloat16Bits value) {
   return bfloat16_to_float(value);
 }
 
-float magnitude(float value) { return value < 0.0f ? -value : value; }
-
-// The largest magnitude; NaN if any value is.
-float largest_magnitude(const float* values, int count) {
-  float largest = 0.0f;
-  bool has_nan = false;
-  for (int i = 0; i < count; ++i) {
-    has_nan |= values[i] != values[i];
-    largest = magnitude(values[i]) > largest ? magnitude(values[i]) : largest;
+// The largest magnitude of a block; NaN if any value is.
+float largest_magnitude(const float* values) {
+  FloatVector largest = {};
+  IntVector has_nan = {};
+  for (int i = 0; i < kNf4BlockSize; i += kLanes) {
+    const FloatVector value = load(values + i);
+    const FloatVector magnitude = value < 0.0f ? -value : value;
+    largest = magnitude > largest ? magnitude : largest;
+    has_nan |= value != value;
   }
-  return has_nan ? __builtin_nanf("") : largest;
+  float result = 0.0f;
+  bool any_nan = false;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    result = largest[lane] > result ? largest[lane] : result;
+    any_nan |= has_nan[lane] != 0;
+  }
+  return any_nan ? __builtin_nanf("") : result;
 }
 
-void store_codes(const std::int32_t* counts, int num_values, std::uint8_t* codes) {
-  for (int i = 0; i < num_values / 2; ++i) {
+// Packs the codes of a block, two to a byte.
+void store_codes(const std::int32_t* counts, std::uint8_t* codes) {
+  for (int i = 0; i < kNf4BlockSize / 2; ++i) {
     codes[i] = static_cast<std::uint8_t>(counts[2 * i] << 4 | counts[2 * i + 1]);
   }
-  if (num_values % 2) codes[num_values / 2] = static_cast<std::uint8_t>(counts[num_values - 1] << 4 | 7);
 }
 
 // Number of bounds below each value: 15 less those not below it, which makes a NaN 15.
@@ -117,26 +124,43 @@ void count_bounds(const float* scaled, std::int32_t* counts) {
 }
 
 template <typename T>
+void quantize_whole_block(const T* weight, std::uint8_t* codes, float* absmax) {
+  float values[kNf4BlockSize];
+  for (int i = 0; i < kNf4BlockSize; ++i) values[i] = to_float(weight[i]);
+  *absmax = largest_magnitude(values);
+  const float inverse = 1.0f / (*absmax < kSmallestAbsmax ? kSmallestAbsmax : *absmax);
+  for (int i = 0; i < kNf4BlockSize; i += kLanes) store(values + i, load(values + i) * inverse);
+  std::int32_t counts[kNf4BlockSize];
+  count_bounds(values, counts);
+  store_codes(counts, codes);
+}
+
+// The last block of fewer than 64 values; zeros fill it up.
+template <typename T>
+void quantize_short_block(const T* weight, int num_values, std::uint8_t* codes, float* absmax) {
+  float values[kNf4BlockSize] = {};
+  for (int i = 0; i < num_values; ++i) values[i] = to_float(weight[i]);
+  const float largest = largest_magnitude(values);
+  *absmax = largest < kSmallestAbsmax ? kSmallestAbsmax : largest;
+  for (int i = 0; i < num_values; ++i) values[i] = values[i] / *absmax;
+  std::int32_t counts[kNf4BlockSize];
+  count_bounds(values, counts);
+  std::uint8_t whole[kNf4BlockSize / 2];
+  store_codes(counts, whole);
+  std::memcpy(codes, whole, static_cast<std::size_t>((num_values + 1) / 2));
+}
+
+template <typename T>
 void quantize_blocks(const T* weight, std::int64_t num_weights, std::int64_t first_block,
                      std::int64_t last_block, std::uint8_t* codes, float* absmax) {
   for (std::int64_t block = first_block; block < last_block; ++block) {
     const std::int64_t start = block * kNf4BlockSize;
-    const bool short_block = num_weights - start < kNf4BlockSize;
-    const int count = short_block ? static_cast<int>(num_weights - start) : kNf4BlockSize;
-    float values[kNf4BlockSize] = {};
-    for (int i = 0; i < count; ++i) values[i] = to_float(weight[start + i]);
-    const float largest = largest_magnitude(values, kNf4BlockSize);
-    const float divisor = largest < kSmallestAbsmax ? kSmallestAbsmax : largest;
-    absmax[block] = short_block ? divisor : largest;
-    if (short_block) {
-      for (int i = 0; i < count; ++i) values[i] = values[i] / divisor;
+    const std::int64_t left = num_weights - start;
+    if (left >= kNf4BlockSize) {
+      quantize_whole_block(weight + start, codes + start / 2, absmax + block);
     } else {
-      const float inverse = 1.0f / divisor;
-      for (int i = 0; i < kNf4BlockSize; ++i) values[i] = values[i] * inverse;
+      quantize_short_block(weight + start, static_cast<int>(left), codes + start / 2, absmax + block);
     }
-    std::int32_t counts[kNf4BlockSize];
-    count_bounds(values, counts);
-    store_codes(counts, count, codes + start / 2);
   }
 }
 
