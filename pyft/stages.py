@@ -10,13 +10,13 @@ A stage's result is the next one's base, an adapter merged into its own base fir
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
 from pyft.assemble import (
     build_generate,
@@ -27,7 +27,7 @@ from pyft.assemble import (
     run_identity,
     train_settings,
 )
-from pyft.config import Recipe, Stage
+from pyft.config import Recipe, Stage, dump_yaml
 from pyft.data.ledger import format_ledger
 from pyft.data.prepare import PreparedData, prepare, tokenizer_for
 from pyft.data.templates import ChatTemplate, get_template
@@ -180,19 +180,20 @@ class _StageRun:
 
     def _write_config(self) -> None:
         """Leave the stage's own resolved configuration in its folder, and a staged recipe's above it."""
-        resolved = self._stage.model_dump(mode="json")
+        staged = self._recipe.staged
+        resolved = self._stage.model_dump(mode="json") if staged else copy.deepcopy(self._recipe.resolved)
         resolved["model"]["name_or_path"] = self._base
         if isinstance(resolved["model"]["tokenizer"], dict):
             built = Path(self._recipe.output_dir) / TOKENIZER_NAME
             self._tokenizer.save_pretrained(built)
             resolved["model"]["tokenizer"] = str(built)
         _write_yaml(self._folder / CONFIG_NAME, resolved)
-        if self._recipe.staged:
+        if staged:
             _write_yaml(Path(self._recipe.output_dir) / CONFIG_NAME, self._recipe.resolved)
 
 
 def _write_yaml(path: Path, content: dict[str, Any]) -> None:
-    replace_file(path, yaml.safe_dump(content, allow_unicode=True, sort_keys=False).encode())
+    replace_file(path, dump_yaml(content).encode())
 
 
 def _shown(path: Path) -> str:

@@ -37,6 +37,11 @@ def tokenizer_for(recipe: Recipe, stage: Stage, directory: Path | None = None) -
     path = model.tokenizer or model.name_or_path
     if path is None:
         raise ConfigError("the recipe names no tokenizer (model.tokenizer): write its path, or {type: bpe}")
+    if model.tokenizer is None and not Path(path).is_dir():
+        raise ConfigError(
+            f"no such model folder (model.name_or_path {path}): write the path of a model on this machine, as "
+            "model.name_or_path=./Qwen2.5-7B-Instruct"
+        )
     return load_tokenizer(path, trust_remote_code=stage.model.trust_remote_code)
 
 
