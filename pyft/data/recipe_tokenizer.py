@@ -39,7 +39,7 @@ def tokenizer_for(recipe: Recipe, stage: Stage, directory: Path | None = None) -
         raise ConfigError("the recipe names no tokenizer (model.tokenizer): write its path, or {type: bpe}")
     if model.tokenizer is None and not Path(path).is_dir():
         raise ConfigError(
-            f"no such model folder (model.name_or_path {path}): write the path of a model on this machine, as "
+            f"no such model folder (model.name_or_path {path}): write the path of a model here, as "
             "model.name_or_path=./Qwen2.5-7B-Instruct"
         )
     return load_tokenizer(path, trust_remote_code=stage.model.trust_remote_code)
