@@ -1,4 +1,4 @@
-"""The training command as a user runs it, on tiny real models: files, log rows, exact resume, packing, errors."""
+"""The training command as a user runs it, on tiny real models: files, log rows, exact resume, errors."""
 
 from __future__ import annotations
 
@@ -106,7 +106,8 @@ def test_a_run_leaves_every_file_that_scripts_rely_on(straight: tuple[Path, str]
     names = {path.name for path in run.iterdir()}
     assert {
         "config.yaml", "trainer_log.jsonl", "samples.jsonl", "training_loss.png", "adapter_config.json",
-        "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "checkpoint-4", "checkpoint-6",
+        "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "checkpoint-4",
+        "checkpoint-6",
     } <= names  # fmt: skip
     assert "checkpoint-2" not in names  # two are kept
     assert (run / "training_loss.png").read_bytes().startswith(b"\x89PNG")

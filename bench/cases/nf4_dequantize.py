@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import expect
 import peers
 import shapes
+from typing import Any
+
 import torch
 from timing import Case
 
@@ -14,7 +16,7 @@ from pyft.ops import reference
 from pyft.ops.nf4 import NF4Weight, nf4_dequantize, nf4_quantize
 
 
-def bitsandbytes_state(bitsandbytes, weight: NF4Weight, dtype: torch.dtype):
+def bitsandbytes_state(bitsandbytes: Any, weight: NF4Weight, dtype: torch.dtype) -> Any:
     """The same quantised weight as bitsandbytes keeps it.
 
     Args:
