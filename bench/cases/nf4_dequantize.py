@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import expect
 import peers
 import shapes
-from typing import Any
-
 import torch
 from timing import Case
 
