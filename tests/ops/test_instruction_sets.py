@@ -1,0 +1,30 @@
+"""LoRA and the cross-entropies on every instruction set this processor has, not just the one that is picked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyft.ops.native import C
+
+TESTS = Path(__file__).parent
+OTHERS = [isa for isa in C.supported_cpu_isas() if isa != C.cpu_isa()]
+
+
+@pytest.mark.parametrize("isa", OTHERS)
+def test_other_instruction_sets_pass_the_same_tests(isa):
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "float64 and 19 or mask_of or finite or overflow"]
+    done = subprocess.run(
+        [*command, str(TESTS / "test_lora.py"), str(TESTS / "test_cross_entropy.py")],
+        env=os.environ | {"PYFT_CPU_ISA": isa},
+        cwd=TESTS.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
