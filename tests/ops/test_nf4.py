@@ -79,16 +79,31 @@ def test_double_quantisation_equals_bitsandbytes_given_its_offset(shape, dtype, 
         assert_same_bits(nf4_dequantize(ours, out), bnb.dequantize_4bit(packed, state))
 
 
-def test_every_step_of_the_nested_quantisation_equals_bitsandbytes():
-    """All 65536 steps of the look-up, one block each of 255 steps and a 1 that keeps the scale."""
-    steps = torch.arange(65536, dtype=torch.float64) / 65535 * 2 - 1
-    values = torch.cat([steps, torch.zeros(-65536 % 255, dtype=torch.float64)]).float().view(-1, 255)
+def assert_nested_codes_equal_bitsandbytes(values: Tensor) -> Tensor:
+    """Quantises values in [-1, 1] as scales, 255 a block beside a 1 that makes the block's own scale 1."""
+    values = torch.cat([values, values.new_zeros(-values.numel() % 255)]).float().view(-1, 255)
     absmax = torch.cat([values, torch.ones(len(values), 1)], dim=1).view(-1)
     theirs, state = bnb.quantize_blockwise(absmax, blocksize=256)
     codes, nested, _ = nf4_quantize_absmax(absmax, torch.zeros(()))
     assert_same_bits(codes, theirs)
     assert_same_bits(nested, state.absmax)
+    return codes
+
+
+def test_every_step_of_the_nested_quantisation_equals_bitsandbytes():
+    """The look-up table has 65536 steps over [-1, 1]."""
+    codes = assert_nested_codes_equal_bitsandbytes(torch.arange(65536, dtype=torch.float64) / 65535 * 2 - 1)
     assert len(codes.unique()) > 240
+
+
+def test_rounding_between_the_steps_equals_bitsandbytes():
+    """Values within 60 roundings of where one code ends and the next begins."""
+    middles = (torch.tensor(C.dynamic_map()).double()[1:] + torch.tensor(C.dynamic_map()).double()[:-1]) / 2
+    steps = ((middles + 1) / 2 * 65535).floor()[:, None] + torch.tensor([-0.5, 0.5, 1.5])
+    edges = (steps / 65535 * 2 - 1).float().reshape(-1)
+    edges = edges[(edges.abs() > 1e-6) & (edges.abs() < 1)]
+    near = (edges.view(torch.int32)[:, None] + torch.arange(-60, 61, dtype=torch.int32)).view(torch.float32)
+    assert_nested_codes_equal_bitsandbytes(near.reshape(-1).clamp(-1, 1))
 
 
 def test_constants_equal_bitsandbytes():

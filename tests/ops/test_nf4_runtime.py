@@ -67,9 +67,9 @@ def test_repeated_calls_give_equal_bits():
 
 
 def run_python(code: str, **variables: str) -> subprocess.CompletedProcess:
-    """Runs code in a fresh process that finds pyft, numerics and this file."""
+    """Runs code in a fresh process that finds the same modules as this one, and this file."""
     here = Path(__file__).resolve().parent
-    paths = [Path(pyft.__file__).resolve().parents[1], here.parent, here]
+    paths = [Path(C.__file__).resolve().parent, Path(pyft.__file__).resolve().parents[1], here.parent, here]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), **variables}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 
@@ -189,7 +189,13 @@ def test_a_forked_child_can_compute():
         C.nf4_linear(x=x, weight=storage, bias=None, y=found, num_threads=3, stream=0)
         return found.numpy().tobytes() == expected.numpy().tobytes()
 
+    def compute_with_new_workers() -> bool:
+        before = len(os.listdir("/proc/self/task"))
+        return before == 1 and compute() and len(os.listdir("/proc/self/task")) == 3
+
     assert run_in_child(compute) == 0
+    if sys.platform == "linux":
+        assert run_in_child(compute_with_new_workers) == 0
     assert run_in_child(lambda: run_in_child(compute) == 0) == 0
     busy = threading.Thread(target=lambda: [results(40) for _ in range(3)])
     busy.start()
