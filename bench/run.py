@@ -114,11 +114,14 @@ def main() -> int:
         "versions": peers.versions(),
     }
     print(json.dumps(header))
-    rows = [row for op in options.op for row in run_op(op, options)]
+    rows: list[dict[str, Any]] = []
+    for op in options.op:
+        rows += run_op(op, options)
+        if options.json:  # after each operation: a run that is cut short keeps what it has
+            text = json.dumps({**header, "rows": rows}, indent=1)
+            options.json.write_text(text + "\n", encoding="utf-8")
     for name, reason in peers.missing().items():
         print(f"not compared with {name}: {reason}")
-    if options.json:
-        options.json.write_text(json.dumps({**header, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     return int(any(row["results"]["pyft"]["wrong"] for row in rows))
 
 

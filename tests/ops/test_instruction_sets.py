@@ -1,4 +1,4 @@
-"""LoRA and the cross-entropies on every instruction set this processor has, not just the one that is picked."""
+"""LoRA and the cross-entropies on every instruction set this processor has, not only the one picked."""
 
 from __future__ import annotations
 
