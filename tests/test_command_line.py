@@ -135,9 +135,11 @@ def test_overrides_and_options_in_any_order(tmp_path: Path) -> None:
     (line,) = mistakes(tmp_path, GOOD, "train.seed=1", "train.lr=2", command="data")
     answer = call("data", "--json", "train.lr=2", "--num-samples", "3", folder=tmp_path)
     assert "write train.learning_rate" in line
-    # The first word that is no option is the recipe, wherever it stands.
+    # Where every word is an override, the first is taken for the recipe.
     assert answer.code == 2 and "no such recipe (recipe train.lr=2)" in answer.errors[0]
     answer = call("data", "--json", "我的 recipe.yaml", "--num-samples", "3", "train.lr=2", folder=tmp_path)
+    assert answer.errors == [line]
+    answer = call("data", "train.lr=2", "--num-samples", "3", "我的 recipe.yaml", "--json", folder=tmp_path)
     assert answer.errors == [line]
 
 

@@ -53,7 +53,7 @@ def run_command(main: Main, parser: argparse.ArgumentParser, argv: Sequence[str]
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        code = main(parser.parse_intermixed_args(arguments)) or 0
+        code = main(_find_recipe(parser.parse_intermixed_args(arguments))) or 0
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -73,6 +73,20 @@ def run_command(main: Main, parser: argparse.ArgumentParser, argv: Sequence[str]
             return 1
         _report(known.messages, debug)
         return known.exit_code
+
+
+def _find_recipe(options: argparse.Namespace) -> argparse.Namespace:
+    """Lets overrides stand before the recipe too: argparse takes the first word for it, whatever it is."""
+    words = [getattr(options, "recipe", None), *getattr(options, "overrides", [])]
+    if words[0] is not None and _is_override(words[0]):
+        found = next((place for place, word in enumerate(words) if not _is_override(word)), 0)
+        options.recipe = words.pop(found)
+        options.overrides = words
+    return options
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not os.path.exists(word)
 
 
 def _refuse_usage(message: str) -> None:

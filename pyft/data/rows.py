@@ -76,12 +76,12 @@ def read_records(path: str) -> Iterator[Record]:
         DataError: The file is absent, a folder, unreadable, empty, not UTF-8, or broken at some line.
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in SUFFIXES and not Path(path).is_dir():
         kinds = ", ".join(SUFFIXES)
         raise DataError(
             f"{path}: files ending in {suffix or 'nothing'!r} are not read: convert it to one of {kinds}"
         )
-    reader = {".jsonl": _read_lines, ".json": _read_array, ".txt": _read_document}[suffix]
+    reader = {".json": _read_array, ".txt": _read_document}.get(suffix, _read_lines)
     found = False
     try:
         for record in reader(path):

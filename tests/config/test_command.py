@@ -129,6 +129,8 @@ def test_usage_errors(capsys: Any, arguments: list[str], part: str) -> None:
         ["r", "a=1", "--number", "3", "b=2"],
         ["--number", "3", "r", "a=1", "b=2"],
         ["r", "a=1", "b=2", "--number=3"],
+        ["a=1", "r", "b=2", "--number=3"],
+        ["a=1", "--number=3", "b=2", "r"],
     ],
 )
 def test_options_and_overrides_in_any_order(arguments: list[str]) -> None:

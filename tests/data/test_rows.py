@@ -128,6 +128,8 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(DataError, match=r"folder\.jsonl: is a folder"):
         list(read_records(str(tmp_path / "folder.jsonl")))
+    with pytest.raises(DataError, match=r"is a folder: name the files in it"):
+        list(read_records(str(tmp_path)))
     with pytest.raises(DataError, match=r"data\.csv: files ending in '\.csv' are not read"):
         read(tmp_path, "text\na\n", "data.csv")
     with pytest.raises(DataError, match="no such file"):
