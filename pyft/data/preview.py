@@ -68,10 +68,9 @@ def spelled_text(sample: Sample, tokenizer: Any) -> str:
         tokenizer: The tokenizer that made it.
 
     Returns:
-        The decoded ids, special tokens included; the sample's own text where a window cuts a character.
+        The decoded ids, special tokens included; U+FFFD where a window of a document cuts a character.
     """
-    decoded = tokenizer.backend_tokenizer.decode(sample.input_ids, skip_special_tokens=False)
-    return sample.text if "\ufffd" in decoded else decoded
+    return tokenizer.backend_tokenizer.decode(sample.input_ids, skip_special_tokens=False)
 
 
 def split_by_training(sample: Sample, tokenizer: Any) -> Iterator[tuple[bool, str]]:
