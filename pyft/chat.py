@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import secrets
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pyft.model.results import Result
 
 _HELP = "/new: forget the conversation   /system TEXT: set the system text   /quit: leave"
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Chat:
@@ -261,7 +263,9 @@ def _command(chat: Chat, line: str) -> str:
 
 
 def _write(piece: str) -> None:
-    print(piece, end="", flush=True)
+    # A model may write what a terminal would obey; a file gets the answer as it is.
+    shown = _CONTROLS.sub(lambda found: repr(found[0])[1:-1], piece) if sys.stdout.isatty() else piece
+    print(shown, end="", flush=True)
 
 
 def _say(text: str) -> None:

@@ -300,3 +300,12 @@ def test_stream_keeps_blanks_that_decoding_alone_would_drop():
         stream.put(token)
     stream.end()
     assert stream.text == "a b c d e f g h"
+
+
+@pytest.mark.parametrize(("is_terminal", "shown"), [(True, "a\\x1b[2J\\x7f\n"), (False, "a\x1b[2J\x7f\n")])
+def test_a_terminal_is_not_told_what_to_do_by_an_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_terminal: bool, shown: str
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    chat._write("a\x1b[2J\x7f\n")
+    assert capsys.readouterr().out == shown
