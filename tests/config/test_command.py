@@ -187,7 +187,13 @@ def test_a_terminal_without_unicode_still_works() -> None:
 def test_interrupt_from_the_keyboard() -> None:
     body = "def main(_):\n    print('ready')\n    time.sleep(60)"
     with subprocess.Popen(
-        script(body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        script(body),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        # A shell's background job, such as this test run may be, hands down an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as child:
         assert child.stdout is not None and child.stderr is not None
         child.stdout.readline()
