@@ -125,7 +125,7 @@ class DataSource(Section):
     """One entry of `data.train` or `data.validation`."""
 
     path: Annotated[Text, AfterValidator(_data_path)]
-    """A file, folder or wildcard; `pyft://...` is a file shipped with pyft."""
+    """A JSON Lines, JSON or text file; `pyft://...` is one shipped with pyft."""
     format: Literal["auto", "text", "alpaca", "messages", "sharegpt", "xtuner"] = "auto"
     """How its rows are written; auto looks at the first rows."""
 
