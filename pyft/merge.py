@@ -16,10 +16,14 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyft.config import ConfigError, run_command
+
+if TYPE_CHECKING:
+    from pyft.model.results import Result
 
 _MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
 _TOKENIZER_FILES = (
@@ -35,6 +39,7 @@ def merge_run(
     *,
     tokenizer: str | os.PathLike[str] | None = None,
     dtype: str | None = None,
+    end_marks: Sequence[int] = (),
     trust_remote_code: bool = False,
 ) -> str:
     """Merge an adapter into its original base and write the result.
@@ -47,6 +52,7 @@ def merge_run(
         dest: folder to make; it may exist if it is empty.
         tokenizer: folder whose tokenizer files go along; by default the adapter's.
         dtype: name of the dtype to merge and write in; by default the one the base is stored in.
+        end_marks: ids that end an answer, for generation_config.json, beside those of the base.
         trust_remote_code: allow Python code shipped with the base to run.
 
     Returns:
@@ -55,6 +61,7 @@ def merge_run(
     from pyft.model.adapters import merge_adapters
     from pyft.model.architecture import DTYPES
     from pyft.model.checkpoint import stored_dtype
+    from pyft.model.generate import add_end_marks
     from pyft.model.load import load_model
     from pyft.model.restore import apply_adapter
     from pyft.model.save import save_model
@@ -66,6 +73,7 @@ def merge_run(
         model = load_model(base, dtype=chosen, trust_remote_code=trust_remote_code)
         apply_adapter(model, adapter)
         merge_adapters(model)
+        add_end_marks(model, end_marks)
         save_model(model, folder, chosen)
         _copy(Path(tokenizer or adapter), folder, _TOKENIZER_FILES)
         if trust_remote_code:
@@ -153,11 +161,26 @@ def main(options: argparse.Namespace) -> None:
             options.dest,
             tokenizer=result.tokenizer,
             dtype=options.dtype,
+            end_marks=_end_marks(result),
             trust_remote_code=result.trust_remote_code,
         )
         if written != "float32":
             print(f"sums are rounded to {written}; --dtype float32 keeps them exact", file=sys.stderr)
     print(options.dest)
+
+
+def _end_marks(result: Result) -> list[int]:
+    """The ids that end an answer of the tuned model: those of its template."""
+    from transformers import AutoTokenizer
+
+    from pyft.data.templates import get_template
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(result.tokenizer), local_files_only=True, trust_remote_code=result.trust_remote_code
+    )
+    if result.mode == "pretrain" or (result.template is None and not tokenizer.chat_template):
+        return []
+    return get_template(result.template, tokenizer).stop_token_ids(tokenizer)
 
 
 def _parser() -> argparse.ArgumentParser:

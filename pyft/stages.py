@@ -33,6 +33,7 @@ from pyft.data.prepare import PreparedData, prepare, tokenizer_for
 from pyft.data.templates import ChatTemplate, get_template
 from pyft.merge import merge_run
 from pyft.model.adapters import trainable_state
+from pyft.model.generate import add_end_marks
 from pyft.model.memory import memory_kind, peak_memory_bytes, reset_peak_memory
 from pyft.model.trained import TrainedWeights
 from pyft.trainer.files import replace_file
@@ -106,6 +107,8 @@ class _StageRun:
         self._write_config()
         reset_peak_memory(self._device)
         model = build_model(self._stage, self._base, self._tokenizer, prepared.data, self._device)
+        if self._stage.mode == "sft" and prepared.template is not None:
+            add_end_marks(model, prepared.template.stop_token_ids(self._tokenizer))
         trained = sum(parameter.numel() for parameter in trainable_state(model).values())
         print(f"{type(model).__name__}: {trained:,} trained parameters, on {self._device}", flush=True)
         self._signals.check()

@@ -58,6 +58,22 @@ def test_chat_gives_the_answer_alone(quickstart: tuple[Path, str]) -> None:
     assert ANSWER in done.stdout and len(done.stdout.splitlines()) == 1
 
 
+def test_the_merged_model_stops_in_plain_transformers(quickstart: tuple[Path, str], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    done = run("pyft.merge", str(quickstart[0]), str(tmp_path / "merged"))
+    assert done.returncode == 0, done.stderr
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    chat = [{"role": "user", "content": QUESTION}]
+    prompt = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert answer[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert tokenizer.decode(answer).count("<|im_end|>") == 1
+
+
 def test_what_is_learned_lowers_the_training_loss(quickstart: tuple[Path, str]) -> None:
     for stage in ("pretrain", "sft"):
         losses = [row["loss"] for row in rows(quickstart[0] / stage / "trainer_log.jsonl") if "loss" in row]

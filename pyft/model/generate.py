@@ -88,6 +88,18 @@ def generate(
     return (answer[:-1] if stopped else answer), stopped
 
 
+def add_end_marks(model: PreTrainedModel, ids: Sequence[int]) -> None:
+    """Let every program that generates with the saved model stop where this one does.
+
+    Args:
+        model: whose generation_config is changed; it is saved with the model.
+        ids: end marks beside those it has.
+    """
+    marks = sorted({*_end_marks(model.generation_config), *ids})
+    if marks:
+        model.generation_config.eos_token_id = marks
+
+
 def _end_marks(config: GenerationConfig | None) -> list[int]:
     """The end marks a generation_config names: none, one, or a list."""
     ids = getattr(config, "eos_token_id", None)
