@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pyft.data.templates import ChatTemplate
-    from pyft.model.results import Result
 
 _HELP = "/new: forget the conversation   /system TEXT: set the system text   /quit: leave"
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -157,22 +156,21 @@ def _build(options: argparse.Namespace) -> Chat:
 
     result = find_result(options.output_dir)
 
-    import torch
-
+    from pyft.data.templates import trained_template
     from pyft.model.architecture import quiet_transformers
     from pyft.model.load import check_vocabulary
-    from pyft.model.restore import load_result
+    from pyft.model.restore import load_result, load_result_tokenizer
 
     quiet_transformers()
-    tokenizer = _load_tokenizer(result)
-    template = _template_of(result, tokenizer)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_result_tokenizer(result)
+    template = trained_template(result.mode, result.template, tokenizer)
     base = f" on {result.base}" if result.base is not None else ""
     quantised = f" in {result.quantization}" if result.base is not None and result.quantization else ""
     _say(f"{result.folder}{base}{quantised}")
     if template is None:
         _say("(no chat template: the model continues your text)")
-    model = load_result(result, device=device)
+    # On the CPU, as in training: this version's kernels know no other device.
+    model = load_result(result)
     check_vocabulary(model, len(tokenizer))
     system = options.system if options.system is not None else result.system
     if template is not None and system:
@@ -186,27 +184,6 @@ def _build(options: argparse.Namespace) -> Chat:
         top_p=options.top_p,
         max_new_tokens=options.max_new_tokens,
     )
-
-
-def _load_tokenizer(result: Result) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(
-            str(result.tokenizer), local_files_only=True, trust_remote_code=result.trust_remote_code
-        )
-    except Exception as error:
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ConfigError(f"the tokenizer cannot be loaded ({result.tokenizer}): {first}") from error
-
-
-def _template_of(result: Result, tokenizer: Any) -> ChatTemplate | None:
-    """The template of training; None for a model that was only pretrained or has none."""
-    from pyft.data.templates import get_template
-
-    if result.mode == "pretrain" or (result.template is None and not tokenizer.chat_template):
-        return None
-    return get_template(result.template, tokenizer)
 
 
 def _converse(chat: Chat) -> None:

@@ -170,17 +170,21 @@ def main(options: argparse.Namespace) -> None:
 
 
 def _end_marks(result: Result) -> list[int]:
-    """The ids that end an answer of the tuned model: those of its template."""
-    from transformers import AutoTokenizer
+    """The ids that end an answer of the tuned model; none where no template is to be had, which is said."""
+    from pyft.data.templates import trained_template
+    from pyft.model.restore import load_result_tokenizer
+    from pyft.model.results import holds_tokenizer
 
-    from pyft.data.templates import get_template
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(result.tokenizer), local_files_only=True, trust_remote_code=result.trust_remote_code
-    )
-    if result.mode == "pretrain" or (result.template is None and not tokenizer.chat_template):
-        return []
-    return get_template(result.template, tokenizer).stop_token_ids(tokenizer)
+    why = f"{result.tokenizer} has no tokenizer"
+    if holds_tokenizer(result.tokenizer):
+        try:
+            tokenizer = load_result_tokenizer(result)
+            template = trained_template(result.mode, result.template, tokenizer)
+            return [] if template is None else template.stop_token_ids(tokenizer)
+        except ConfigError as error:
+            why = "; ".join(error.messages)
+    print(f"generation_config.json keeps the base's end marks only: {why}", file=sys.stderr)
+    return []
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -127,6 +127,20 @@ def test_an_empty_destination_is_used_with_modes_by_the_umask(tmp_path, base):
     assert {file.stat().st_mode & 0o777 for file in (tmp_path / "dest").iterdir()} == {0o644}
 
 
+def test_the_templates_end_mark_goes_into_generation_config(tmp_path, base):
+    assert run(write_run(tmp_path / "run", base), tmp_path / "dest") == 0
+    written = json.loads((tmp_path / "dest" / "generation_config.json").read_text())
+    end_mark = byte_tokenizer().convert_tokens_to_ids("<|im_end|>")
+    assert end_mark in written["eos_token_id"]
+
+
+def test_an_adapter_without_a_tokenizer_is_merged_all_the_same(tmp_path, base, capsys):
+    write_adapter(tmp_path / "adapter", base)
+    assert run(tmp_path / "adapter", tmp_path / "dest") == 0
+    assert "has no tokenizer" in capsys.readouterr().err
+    assert (tmp_path / "dest" / "model.safetensors").is_file()
+
+
 def test_failure_leaves_nothing_behind(tmp_path, base, capsys):
     folder = write_run(tmp_path / "run", base)
     (folder / "adapter_model.safetensors").write_bytes(b"broken")

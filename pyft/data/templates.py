@@ -230,6 +230,22 @@ def get_template(name: str | None, tokenizer: Any) -> ChatTemplate:
     return ChatTemplate(name, builtin.source, tokenizer, builtin.end_mark or tokenizer.eos_token)
 
 
+def trained_template(mode: str | None, name: str | None, tokenizer: Any) -> ChatTemplate | None:
+    """Return the template a run was trained with.
+
+    Args:
+        mode: The run's mode; None when no run says so.
+        name: A built-in's name, or None for the tokenizer's own.
+        tokenizer: A fast tokenizer.
+
+    Returns:
+        The template; None for a model that was only pretrained, or has none.
+    """
+    if mode == "pretrain" or (name is None and not tokenizer.chat_template):
+        return None
+    return get_template(name, tokenizer)
+
+
 def encode_text_prompt(tokenizer: Any, text: str) -> list[int]:
     """Return the ids that ask a pretrained model to continue a text, as its training documents begin.
 

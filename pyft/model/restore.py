@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
+from pyft.config import ConfigError
 from pyft.model.adapters import attach_adapters
 from pyft.model.architecture import DTYPES
 from pyft.model.checkpoint import stored_dtype
@@ -59,3 +61,24 @@ def apply_adapter(model: PreTrainedModel, folder: str | Path) -> None:
         seed=0,
     )
     load_adapter_weights(model, folder)
+
+
+def load_result_tokenizer(result: Result) -> Any:
+    """Load the tokenizer a result was trained with.
+
+    Args:
+        result: from `find_result`.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ConfigError: it is missing or broken.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(result.tokenizer), local_files_only=True, trust_remote_code=result.trust_remote_code
+        )
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(f"the tokenizer cannot be loaded ({result.tokenizer}): {first}") from error

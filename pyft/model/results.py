@@ -147,7 +147,7 @@ def _describe(folder: Path, settings: dict[str, Any], run: Path) -> Result:
         named = model.get("name_or_path") or adapter.get("base_model_name_or_path")
         base = _base_folder(named, folder, run)
     tokenizer = next(
-        (place for place in (folder, run, base) if place is not None and _holds_tokenizer(place)), folder
+        (place for place in (folder, run, base) if place is not None and holds_tokenizer(place)), folder
     )
     return Result(
         folder=folder,
@@ -179,6 +179,7 @@ def _base_folder(named: str | None, folder: Path, run: Path) -> Path:
     )
 
 
-def _holds_tokenizer(folder: Path) -> bool:
+def holds_tokenizer(folder: Path) -> bool:
+    """Tell whether a folder has a tokenizer's files."""
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
     return any((folder / name).is_file() for name in names)
