@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pyft.ops.cross_entropy import cross_entropy, linear_cross_entropy
 from tiny_models import pack, random_model, random_samples, saved_model
 
 from pyft.config import ConfigError
@@ -12,6 +11,7 @@ from pyft.model.adapters import attach_adapters
 from pyft.model.attention import NAME, register_packed_attention
 from pyft.model.head import forward_hidden, forward_logits, head_of
 from pyft.model.load import load_model
+from pyft.ops.cross_entropy import cross_entropy, linear_cross_entropy
 
 CASES = [
     ("llama", {}, None),
