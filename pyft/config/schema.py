@@ -121,13 +121,41 @@ Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
 LocalPath = Annotated[Text, AfterValidator(absolute_path)]
 
 
+RowFormatName = Literal[
+    "auto",
+    "text",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt",
+    "query",
+    "xtuner",
+    "preference",
+    "tokenized",
+]
+
+
 class DataSource(Section):
     """One entry of `data.train` or `data.validation`."""
 
     path: Annotated[Text, AfterValidator(_data_path)]
-    """A JSON Lines, JSON or text file; `pyft://...` is one shipped with pyft."""
-    format: Literal["auto", "text", "alpaca", "messages", "sharegpt", "xtuner"] = "auto"
+    """A file, a folder or a glob; `pyft://...` is one shipped with pyft, `hf://owner/name` one of the hub."""
+    format: RowFormatName = "auto"
     """How its rows are written; auto looks at the first rows."""
+    map: Text | None = None
+    """A ready-made field map by name (format, columns, system text); keys given here win over it."""
+    columns: dict[Text, Text] = {}
+    """The format's key -> the file's own name for it, as {instruction: question, output: answer}."""
+    system: str | None = None
+    """System text for rows of this source that have none; null means `data.system`."""
+    max_samples: Count | None = None
+    """Rows taken, chosen by the seed; null means all."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Times its training rows are seen in an epoch: 2 twice, 0.5 a seeded half of them."""
+    name: Text | None = None
+    """With hf://: the configuration of the data set."""
+    split: Text = "train"
+    """With hf://: its split."""
 
 
 class DataConfig(Section):
@@ -145,6 +173,20 @@ class DataConfig(Section):
     """Puts several samples into one row of `max_length` tokens; they do not see each other."""
     system: str | None = None
     """System text for rows that have none."""
+    on_bad_record: Literal["error", "skip"] = "error"
+    """A row that cannot be used ends the command, or is left out, counted and shown."""
+    overlong: Literal["drop", "truncate", "split", "error"] | None = None
+    """Rows longer than max_length; split is for pretrain. Null: split in mode pretrain, drop in mode sft."""
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    """What mode sft learns: every trained assistant turn, only the last one, or every token."""
+    train_on_eot: bool = True
+    """Learns the mark that ends a turn; without it the model does not learn to stop."""
+    streaming: bool = False
+    """Reads rows while training; nothing is prepared or counted before. Needs train.max_steps."""
+    num_workers: Annotated[int, Field(ge=0, le=256)] | None = None
+    """Processes that prepare rows: 0 none; null picks by the size of the files. Never changes a result."""
+    cache_dir: LocalPath | None = None
+    """Where prepared data are kept; null means $PYFT_CACHE_DIR, else ~/.cache/pyft."""
 
 
 class TokenizerConfig(Section):
