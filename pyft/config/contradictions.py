@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pyft.config.key_path import KeyPath
+from pyft.config.key_path import KeyPath, show_path
 from pyft.config.names import known_names
+from pyft.config.values import HUB_PREFIX
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,14 @@ def contradictions(stage: dict[str, Any], *, is_first: bool) -> Iterator[Contrad
             f"model.quantization is {quantization} but there is no adapter: 4-bit weights cannot be trained",
             "add an adapter (adapter: {}) for QLoRA, or remove model.quantization for full fine-tuning",
         )
+    yield from _about_the_data(stage)
+    for section in ("train", "validation"):
+        yield from _about_the_sources(stage, section)
+    if is_first:
+        yield from _about_the_start(stage, from_scratch, has_adapter, quantization)
+
+
+def _about_the_data(stage: dict[str, Any]) -> Iterator[Contradiction]:
     if _value(stage, "data", "packing") is True and _value(stage, "data", "max_length") is None:
         yield Contradiction(
             ("data", "max_length"),
@@ -54,8 +63,61 @@ def contradictions(stage: dict[str, Any], *, is_first: bool) -> Iterator[Contrad
             "data.validation and data.val_size are both given",
             "keep data.validation for files of its own, or data.val_size to split some off data.train",
         )
-    if is_first:
-        yield from _about_the_start(stage, from_scratch, has_adapter, quantization)
+    has_train = isinstance(stage.get("train"), dict)
+    if (
+        _value(stage, "data", "streaming") is True
+        and has_train
+        and _value(stage, "train", "max_steps") is None
+    ):
+        yield Contradiction(
+            ("data", "streaming"),
+            "data.streaming is true and train.max_steps is null: rows that are not counted have no epochs",
+            "set train.max_steps, or data.streaming: false",
+        )
+    mode = stage.get("mode", "sft")
+    if mode == "sft" and _value(stage, "data", "overlong") == "split":
+        yield Contradiction(
+            ("data", "overlong"),
+            "data.overlong is split and the mode is sft: half a conversation is no conversation",
+            "say drop, truncate or error; split is for mode pretrain",
+        )
+    for key, default in (("train_on", "assistant"), ("train_on_eot", True)) if mode == "pretrain" else ():
+        value = _value(stage, "data", key)
+        if value not in (None, default):
+            yield Contradiction(
+                ("data", key),
+                f"data.{key} is {str(value).lower()} and the mode is pretrain, which learns every token",
+                f"remove it; a stage of mode sft can have it, as stages[1].data.{key}",
+            )
+
+
+def _about_the_sources(stage: dict[str, Any], section: str) -> Iterator[Contradiction]:
+    sources = _value(stage, "data", section)
+    for index, source in enumerate(sources if isinstance(sources, list) else []):
+        if not isinstance(source, dict):
+            continue
+        path: KeyPath = ("data", section, index)
+        shown, place = show_path(path), source.get("path")
+        is_local = isinstance(place, str) and not place.startswith(HUB_PREFIX)
+        for key, default in (("name", None), ("split", "train")):
+            if is_local and source.get(key, default) not in (None, default):
+                yield Contradiction(
+                    (*path, key),
+                    f"{shown}.{key} is for data sets of the hub, and {shown}.path is a file",
+                    f"remove it, or write the path as {HUB_PREFIX}owner/name",
+                )
+        if section == "validation" and source.get("weight", 1) not in (None, 1):
+            yield Contradiction(
+                (*path, "weight"),
+                f"{shown}.weight says how often rows are learned, and these are only measured",
+                "remove it; max_samples takes some of them",
+            )
+        if stage.get("mode") == "pretrain" and source.get("system"):
+            yield Contradiction(
+                (*path, "system"),
+                f"{shown}.system is given and the mode is pretrain, in which there are no conversations",
+                "remove it, or say mode: sft",
+            )
 
 
 def _about_the_start(

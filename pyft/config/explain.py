@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from pyft.config.hints import hint_for
+from pyft.config.hints import SOURCES, hint_for, hint_for_value
 from pyft.config.key_path import KeyPath, show_path
 from pyft.config.names import Name, accepts_null, known_names, name_of
 
@@ -27,7 +27,6 @@ _EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
     "literal_error": lambda context: f"say {context['expected'].replace(chr(39), '')}",
     "value_error": lambda context: str(context["error"]),
 }
-_SOURCES = (("data", "train"), ("data", "validation"))
 _MISSING = {
     ("data", "train"): "list what to learn from, as data.train: [{path: rows.jsonl}]",
     ("data", "train", "path"): "name the file, as path: rows.jsonl",
@@ -79,6 +78,9 @@ def explain(error: ErrorDetails, path: KeyPath, shown: str) -> tuple[str, str]:
         expected = _mapping_example(name)
     else:
         expected = _EXPECTED[kind](error.get("ctx", {}))
+    if kind == "literal_error":
+        allowed = expected.removeprefix("say ").replace(" or ", ", ").split(", ")
+        expected = hint_for_value(name, error["input"], allowed) + expected
     field = known_names().get(name)
     if field is not None and accepts_null(name) and "null" not in expected:
         expected += ", or null for none"
@@ -88,14 +90,16 @@ def explain(error: ErrorDetails, path: KeyPath, shown: str) -> tuple[str, str]:
 
 
 def _list_example(name: Name, given: Any) -> str:
-    if name in _SOURCES:
+    if name in SOURCES:
         return f"give a list, as [{{path: {given if isinstance(given, str) else 'rows.jsonl'}}}]"
     return f"give a list, as [{given}]" if isinstance(given, str) else "give a list, as [a, b]"
 
 
 def _mapping_example(name: Name) -> str:
-    if name in _SOURCES:
+    if name in SOURCES:
         return "give a mapping, as {path: rows.jsonl}"
+    if name[:2] in SOURCES and name[-1] == "columns":
+        return "give a mapping of the format's keys to the file's, as {instruction: question}"
     keys = [known[-1] for known in known_names() if known[:-1] == name]
     more = "..." if len(keys) > 6 else ""
     return f"give a mapping of its keys ({', '.join(keys[:6])}{more})"

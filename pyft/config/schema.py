@@ -1,15 +1,12 @@
 """What a recipe may hold: sections, keys, types, ranges and defaults. The text under a field documents it.
 
 Names are those of transformers' TrainingArguments, PEFT and TRL wherever one of them has a name. Only single
-values are checked here; what does not fit together is said in `contradictions`, and what comes from several
-places in `load`.
+values are checked here, with the help of `values`; what does not fit together is said in `contradictions`,
+and what comes from several places in `load`.
 """
 
 from __future__ import annotations
 
-import math
-import os
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -24,103 +21,11 @@ from pydantic import (
     Tag,
 )
 
-SHIPPED_DATA = Path(__file__).resolve().parent.parent / "recipes" / "data"
-SHIPPED_PREFIX = "pyft://"
-LARGEST_COUNT = 2**31 - 1
-
-
-class Section(BaseModel):
-    """A mapping of a recipe. Unknown keys are refused, nothing is converted, nothing changes once read."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-def absolute_path(path: str) -> str:
-    """Makes a path absolute, from the current folder; `~` is the home folder.
-
-    Args:
-        path: any path; wildcards are kept.
-
-    Returns:
-        The absolute path.
-
-    Raises:
-        ValueError: the path holds a NUL.
-    """
-    if "\0" in path:
-        raise ValueError("remove the NUL character")
-    return os.path.abspath(os.path.expanduser(path))
-
-
-def _data_path(path: str) -> str:
-    if not path.startswith(SHIPPED_PREFIX):
-        return absolute_path(path)
-    parts = path.removeprefix(SHIPPED_PREFIX).split("/")
-    if any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
-        raise ValueError(f"name a shipped file, as {SHIPPED_PREFIX}folder/file.jsonl")
-    return str(SHIPPED_DATA.joinpath(*parts))
-
-
-def _model_path(name: str) -> str:
-    """Makes it absolute unless it can only be a name on the hub (`owner/name`, nothing there on disk)."""
-    is_path = name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.count("/") > 1
-    return absolute_path(name) if is_path or os.path.exists(name) else name
-
-
-def _resume_from(value: str) -> str:
-    return value if value == "auto" else absolute_path(value)
-
-
-def _val_size(value: Any) -> float | int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST_COUNT:
-        raise ValueError("give 0 (no validation), a share below 1, or a whole number of rows")
-    if isinstance(value, float) and value >= 1:
-        raise ValueError(
-            "from 1 on it counts rows: give a whole number, without a decimal point, or a share below 1"
-        )
-    return value
-
-
-def _warmup_steps(value: float) -> float:
-    if value >= 1 and value != int(value):
-        raise ValueError("from 1 on it counts steps: give a whole number, or a share of all steps below 1")
-    return value
-
-
-def _target_modules(value: Any) -> str | list[str]:
-    if value == "all-linear":
-        return value
-    is_list = isinstance(value, list) and value and all(isinstance(name, str) and name for name in value)
-    if not is_list or len(set(value)) != len(value):
-        raise ValueError("give all-linear, or a list of different module names, as [q_proj, v_proj]")
-    return value
-
-
-def _model_config(value: Any) -> str | dict[str, Any]:
-    if isinstance(value, str) and value:
-        return absolute_path(value)
-    if not isinstance(value, dict) or not isinstance(value.get("model_type"), str):
-        raise ValueError(
-            "give a folder with a config.json, or its keys as a mapping with model_type: qwen3, say"
-        )
-    if not _is_finite(value):
-        raise ValueError("give finite numbers in it")
-    return value
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, dict | list):
-        return all(_is_finite(inner) for inner in (value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, float) or math.isfinite(value)
-
+from pyft.config import values
 
 Text = Annotated[str, StringConstraints(min_length=1)]
-Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
-LocalPath = Annotated[Text, AfterValidator(absolute_path)]
-
-
+Count = Annotated[int, Field(ge=1, le=values.LARGEST_COUNT)]
+LocalPath = Annotated[Text, AfterValidator(values.absolute_path)]
 RowFormatName = Literal[
     "auto",
     "text",
@@ -135,23 +40,32 @@ RowFormatName = Literal[
 ]
 
 
+class Section(BaseModel):
+    """A mapping of a recipe. Unknown keys are refused, nothing is converted, nothing changes once read."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
 class DataSource(Section):
     """One entry of `data.train` or `data.validation`."""
 
-    path: Annotated[Text, AfterValidator(_data_path)]
-    """A file, a folder or a glob; `pyft://...` is one shipped with pyft, `hf://owner/name` one of the hub."""
+    path: Annotated[Text, AfterValidator(values.data_path)]
+    """A file, a folder or a glob; `pyft://` has files shipped with pyft, `hf://owner/name` is on the hub."""
     format: RowFormatName = "auto"
-    """How its rows are written; auto looks at the first rows."""
+    """How its rows are written; auto looks at the first 100, which must agree."""
     map: Text | None = None
     """A ready-made field map by name (format, columns, system text); keys given here win over it."""
-    columns: dict[Text, Text] = {}
+    columns: Annotated[dict[str, str], AfterValidator(values.column_names)] = {}
     """The format's key -> the file's own name for it, as {instruction: question, output: answer}."""
     system: str | None = None
     """System text for rows of this source that have none; null means `data.system`."""
     max_samples: Count | None = None
     """Rows taken, chosen by the seed; null means all."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    """Times its training rows are seen in an epoch: 2 twice, 0.5 a seeded half of them."""
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Times its training rows are seen in an epoch: 2 twice, 0.5 a seeded half of them. With `streaming` its
+    rows come in proportion to it: 2 twice as often as a source of weight 1."""
     name: Text | None = None
     """With hf://: the configuration of the data set."""
     split: Text = "train"
@@ -165,9 +79,9 @@ class DataConfig(Section):
     """The sources of the training rows."""
     validation: list[DataSource] = []
     """Rows that are only measured, never learned; without any, `val_size` splits some off `train`."""
-    val_size: Annotated[float | int, PlainValidator(_val_size)] = 0.05
+    val_size: Annotated[float | int, PlainValidator(values.val_size)] = 0.05
     """Validation rows split off `train`: 0 none, below 1 a share, else a number; 0 beside `validation`."""
-    max_length: Annotated[int, Field(ge=2, le=LARGEST_COUNT)] | None = 2048
+    max_length: Annotated[int, Field(ge=2, le=values.LARGEST_COUNT)] | None = 2048
     """Tokens of the longest sample, or of a pack; null means no limit."""
     packing: bool = True
     """Puts several samples into one row of `max_length` tokens; they do not see each other."""
@@ -180,9 +94,9 @@ class DataConfig(Section):
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """What mode sft learns: every trained assistant turn, only the last one, or every token."""
     train_on_eot: bool = True
-    """Learns the mark that ends a turn; without it the model does not learn to stop."""
+    """Mode sft learns the mark that ends a turn; without it the model does not learn to stop."""
     streaming: bool = False
-    """Reads rows while training; nothing is prepared or counted before. Needs train.max_steps."""
+    """Reads rows while training instead of preparing all of them before. Needs train.max_steps."""
     num_workers: Annotated[int, Field(ge=0, le=256)] | None = None
     """Processes that prepare rows: 0 none; null picks by the size of the files. Never changes a result."""
     cache_dir: LocalPath | None = None
@@ -194,7 +108,7 @@ class TokenizerConfig(Section):
 
     type: Literal["bpe"] = "bpe"
     """Byte-level BPE."""
-    vocab_size: Annotated[int, Field(ge=257, le=LARGEST_COUNT)] = 4096
+    vocab_size: Annotated[int, Field(ge=257, le=values.LARGEST_COUNT)] = 4096
     """Number of tokens, bytes and special tokens included."""
 
 
@@ -205,10 +119,10 @@ def _tokenizer_kind(value: Any) -> str:
 class ModelConfig(Section):
     """`model:` what is trained."""
 
-    name_or_path: Annotated[Text, AfterValidator(_model_path)] | None = None
+    name_or_path: Annotated[Text, AfterValidator(values.model_path)] | None = None
     """The model's folder. A later stage has none: it starts from the result of the one before."""
-    template: Text | None = None
-    """Chat template by name; null means the tokenizer's own."""
+    template: Annotated[Text, AfterValidator(values.template_name)] | None = None
+    """Chat template: a built-in one's name or a .jinja file; null means the tokenizer's own."""
     quantization: Literal["nf4"] | None = None
     """nf4 keeps the frozen weights in 4 bits (QLoRA; needs `adapter`)."""
     double_quant: bool = True
@@ -217,7 +131,7 @@ class ModelConfig(Section):
     """Type to compute in and to save."""
     trust_remote_code: bool = False
     """Allows Python code that comes with the model to run."""
-    config: Annotated[str | dict[str, Any], PlainValidator(_model_config)] | None = None
+    config: Annotated[str | dict[str, Any], PlainValidator(values.model_config)] | None = None
     """With `from_scratch`: the shape of the model, a folder with a config.json or its keys."""
     from_scratch: bool = False
     """Starts from random weights instead of a model folder."""
@@ -240,7 +154,7 @@ class AdapterConfig(Section):
     """The adapter's output is scaled by lora_alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the adapter's inputs dropped while training."""
-    target_modules: Annotated[str | list[str], PlainValidator(_target_modules)] = "all-linear"
+    target_modules: Annotated[str | list[str], PlainValidator(values.target_modules)] = "all-linear"
     """Which linear layers get one: all-linear (all but the output head), or their names."""
 
 
@@ -263,7 +177,9 @@ class TrainConfig(Section):
     """Highest learning rate."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate goes down after the warm-up."""
-    warmup_steps: Annotated[float, Field(ge=0, le=LARGEST_COUNT), AfterValidator(_warmup_steps)] = 0.03
+    warmup_steps: Annotated[
+        float, Field(ge=0, le=values.LARGEST_COUNT), AfterValidator(values.warmup_steps)
+    ] = 0.03
     """Steps over which the learning rate rises; below 1 a share of all steps."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Longer gradients are cut to this length; null means never."""
@@ -291,7 +207,7 @@ class TrainConfig(Section):
     """System text for these questions."""
     evaluation_max_new_tokens: Count = 64
     """Longest answer, in tokens."""
-    resume_from_checkpoint: Annotated[Text, AfterValidator(_resume_from)] | None = "auto"
+    resume_from_checkpoint: Annotated[Text, AfterValidator(values.resume_from)] | None = "auto"
     """auto goes on from the newest checkpoint in output_dir, if any; null starts fresh; or a checkpoint."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Fixes everything random."""

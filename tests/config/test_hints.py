@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 import pytest
 
-from pyft.config.hints import FOREIGN_NAMES, hint_for
+from pyft.config.foreign import FOREIGN_NAMES, FOREIGN_SOURCE_KEYS, FOREIGN_VALUES
+from pyft.config.hints import hint_for
 from pyft.config.key_path import parse_path, show_path
 from pyft.config.names import accepts_null, known_names
 
@@ -36,6 +38,13 @@ from pyft.config.names import accepts_null, known_names
         ("save_total", "train.save_total_limit"),
         ("chat_template", "model.template"),
         ("sample-packing", "data.packing"),
+        ("dataset_map_fn", "data.train[0].map"),
+        ("train_on_inputs", "data.train_on: all"),
+        ("train_on_prompt", "data.train_on: all"),
+        ("mask_history", "data.train_on: last"),
+        ("train_on_eos", "data.train_on_eot"),
+        ("dataset_num_proc", "data.num_workers"),
+        ("dataset_prepared_path", "data.cache_dir"),
     ],
 )
 @pytest.mark.parametrize("section", ["", "train.", "model."])
@@ -50,6 +59,28 @@ def test_the_table_is_sound() -> None:
         assert name not in leaves, f"{name} is a name of pyft's own"
         target = re.sub(r"\[0\]", "", right.split(" ")[0].rstrip(":"))
         assert target == "nothing" or target in paths, f"{name}: {right} is not in the schema"
+
+
+def test_the_other_tables_are_sound() -> None:
+    source = {name[-1] for name in known_names() if name[:-1] == ("data", "train")}
+    assert set(FOREIGN_SOURCE_KEYS.values()) <= source
+    assert not source & set(FOREIGN_SOURCE_KEYS)
+    for name, values in FOREIGN_VALUES.items():
+        allowed = get_args(known_names()[name].annotation)
+        assert set(values.values()) <= set(allowed) and not set(allowed) & set(values)
+
+
+@pytest.mark.parametrize(
+    ("path", "right"),
+    [
+        ("data.train[1].type", "data.train[1].format"),
+        ("data.validation[0].file_name", "data.validation[0].path"),
+        ("data.train[0].system_prompt", "data.train[0].system"),
+        ("data.train[0].subset", "data.train[0].name"),
+    ],
+)
+def test_foreign_keys_of_a_source(path: str, right: str) -> None:
+    assert hint_for(parse_path(path)).startswith(f"write {right}")
 
 
 def test_warmup_ratio_says_what_a_share_is() -> None:

@@ -50,12 +50,31 @@ def test_defaults_are_those_of_the_documentation(load: Any, smallest: str) -> No
         "tokenizer": None,
     }
     assert stage.data.model_dump() == {
-        "train": [{"path": os.path.abspath("rows.jsonl"), "format": "auto"}],
+        "train": [
+            {
+                "path": os.path.abspath("rows.jsonl"),
+                "format": "auto",
+                "map": None,
+                "columns": {},
+                "system": None,
+                "max_samples": None,
+                "weight": 1.0,
+                "name": None,
+                "split": "train",
+            }
+        ],
         "validation": [],
         "val_size": 0.05,
         "max_length": 2048,
         "packing": True,
         "system": None,
+        "on_bad_record": "error",
+        "overlong": None,
+        "train_on": "assistant",
+        "train_on_eot": True,
+        "streaming": False,
+        "num_workers": None,
+        "cache_dir": None,
     }
     assert stage.train.model_dump() == {
         "output_dir": os.path.abspath("runs/recipe"),
@@ -263,3 +282,51 @@ def test_files_that_hold_no_recipe(mistakes: Any, text: str, part: str) -> None:
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder"):
         load_recipe(str(tmp_path), [])
+
+
+SOURCES = """
+model: {name_or_path: ./m, template: forms/my.jinja}
+data:
+  train:
+    - {path: 'hf://owner/a-name', name: main, split: 'train[:10%]', weight: 0.5, max_samples: 7}
+    - {path: rows, map: medical, columns: {instruction: 'the question', output: 答案}, system: ''}
+  streaming: true
+  overlong: truncate
+  train_on: last
+  train_on_eot: false
+  on_bad_record: skip
+  num_workers: 0
+  cache_dir: ~/cache
+train: {max_steps: 3}
+"""
+
+
+def test_sources_of_every_kind(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    recipe = load(SOURCES)
+    (stage,) = recipe.stages
+    first, second = stage.data.train
+    assert (first.path, first.name, first.split) == ("hf://owner/a-name", "main", "train[:10%]")
+    assert (first.weight, first.max_samples) == (0.5, 7)
+    assert second.path == str(tmp_path / "rows") and second.map == "medical"
+    assert second.columns == {"instruction": "the question", "output": "答案"} and second.system == ""
+    assert stage.model.template == str(tmp_path / "forms/my.jinja")
+    assert stage.data.cache_dir == str(tmp_path / "home/cache")
+    # What was resolved in one folder means the same in another.
+    Path("config.yaml").write_text(dump_yaml(recipe.resolved), encoding="utf-8")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_recipe("../config.yaml", []) == recipe
+
+
+def test_a_column_can_be_overridden(load: Any, smallest: str) -> None:
+    recipe = load(smallest, "data.train[0].columns.output=answer", "data.train[0].columns.input=with blank")
+    assert recipe.stages[0].data.train[0].columns == {"output": "answer", "input": "with blank"}
+
+
+def test_defaults_may_be_spelled_out_in_every_mode(load: Any, smallest: str) -> None:
+    """A run's config.yaml has them all, whatever its mode."""
+    for mode in ("pretrain", "sft"):
+        recipe = load(smallest + f"mode: {mode}\n")
+        Path("config.yaml").write_text(dump_yaml(recipe.resolved), encoding="utf-8")
+        assert load_recipe("config.yaml", []).stages == recipe.stages

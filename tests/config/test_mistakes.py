@@ -40,6 +40,7 @@ DATA = "data: {train: [{path: a}]}\n"
         ("train: hello", "train is the text 'hello'", "output_dir, num_train_epochs"),
         ("train: [1]", "train is a list", "a mapping"),
         ("mode: dpo", "mode is the text 'dpo'", "pretrain or sft"),
+        ("mode: cpt", "mode is the text 'cpt'", "did you mean pretrain?"),
         ("mode: ", "mode is empty", "pretrain or sft"),
         ("adapter: true", "adapter is true", "r, lora_alpha"),
         ("adapter: {r: 0}", "adapter.r is 0", "at least 1"),
@@ -71,8 +72,34 @@ def test_values(mistakes: Any, line: str, start: str, mend: str) -> None:
         (
             "data: {train: [{path: a, format: csv}]}",
             "data.train[0].format is the text 'csv'",
-            "auto, text, alpaca",
+            "the kind of file is known from its name, this says how its rows are written: say auto, text",
         ),
+        ("data: {train: [{path: a, format: openai}]}", "data.train[0].format is", "did you mean messages?"),
+        ("data: {train: [{path: a, format: shargpt}]}", "data.train[0].format is", "did you mean sharegpt?"),
+        ("data: {train: [{path: a, format: 7}]}", "data.train[0].format is 7", ": say auto"),
+        ("data: {train: [{path: 'hf://squad'}]}", "data.train[0].path is", "as hf://owner/name"),
+        ("data: {train: [{path: 'hf://a/b/c'}]}", "data.train[0].path is", "as hf://owner/name"),
+        ("data: {train: [{path: 'https://x.org/a.jsonl'}]}", "data.train[0].path is", "download it"),
+        ("data: {train: [{path: a, columns: [x]}]}", "data.train[0].columns is a list", "{instruction: "),
+        ("data: {train: [{path: a, columns: {x: ''}}]}", "data.train[0].columns is a mapping", "not empty"),
+        ("data: {train: [{path: a, columns: {'': x}}]}", "data.train[0].columns is a mapping", "not empty"),
+        ("data: {train: [{path: a, columns: {x: 3}}]}", "data.train[0].columns.x is 3", "quotes"),
+        ("data: {train: [{path: a, columns: {x: }}]}", "data.train[0].columns.x is empty", "quotes"),
+        ("data: {train: [{path: a, columns: {x: q, y: q}}]}", "data.train[0].columns is", "once"),
+        ("data: {train: [{path: a, map: ''}]}", "data.train[0].map is the text ''", "not empty"),
+        ("data: {train: [{path: a, weight: 0}]}", "data.train[0].weight is 0", "more than 0"),
+        ("data: {train: [{path: a, weight: 1e9}]}", "data.train[0].weight is", "at most 1000"),
+        ("data: {train: [{path: a, max_samples: 0}]}", "data.train[0].max_samples is 0", "at least 1"),
+        ("data: {train: [{path: a, split: }]}", "data.train[0].split is empty", "to have train"),
+        (
+            "data: {train: [{path: a}], overlong: cut}",
+            "data.overlong is",
+            "truncate, split or error, or null",
+        ),
+        ("data: {train: [{path: a}], train_on: user}", "data.train_on is", "assistant, last or all"),
+        ("data: {train: [{path: a}], on_bad_record: drop}", "data.on_bad_record is", "error or skip"),
+        ("data: {train: [{path: a}], num_workers: -1}", "data.num_workers is -1", "at least 0, or null"),
+        ("data: {train: [{path: a}], cache_dir: ''}", "data.cache_dir is the text ''", "not empty"),
         ("data: {train: [{path: a}], max_length: 1}", "data.max_length is 1", "at least 2"),
         ("data: {train: [{path: a}], val_size: 1.5}", "data.val_size is 1.5", "whole number"),
         ("data: {train: [{path: a}], val_size: 1.0}", "data.val_size is 1.0", "whole number"),
@@ -127,6 +154,38 @@ def test_model(mistakes: Any, line: str, starts: list[str], mend: str) -> None:
 
 
 CONTRADICTIONS = {
+    "streaming without an end": (
+        MODEL + DATA.replace("]}", "], streaming: true}"),
+        ["data.streaming", "train.max_steps"],
+    ),
+    "half a conversation": (
+        MODEL + DATA.replace("]}", "], overlong: split}"),
+        ["data.overlong", "sft", "pretrain"],
+    ),
+    "answers without conversations": (
+        "mode: pretrain\n" + MODEL + DATA.replace("]}", "], train_on: last}"),
+        ["data.train_on", "pretrain"],
+    ),
+    "end marks without conversations": (
+        "mode: pretrain\n" + MODEL + DATA.replace("]}", "], train_on_eot: false}"),
+        ["data.train_on_eot is false", "pretrain"],
+    ),
+    "a system text without conversations": (
+        "mode: pretrain\n" + MODEL + DATA.replace("a}", "a, system: x}"),
+        ["data.train[0].system", "pretrain"],
+    ),
+    "a file with a configuration": (
+        MODEL + DATA.replace("a}", "a}, {path: b, name: x}"),
+        ["data.train[1].name", "data.train[1].path", "hf://"],
+    ),
+    "a file with a split": (
+        MODEL + DATA.replace("a}", "a, split: test}"),
+        ["data.train[0].split", "data.train[0].path", "hf://"],
+    ),
+    "validation rows that weigh": (
+        MODEL + DATA.replace("]}", "], validation: [{path: b, weight: 2}]}"),
+        ["data.validation[0].weight", "max_samples"],
+    ),
     "4 bits without adapter": (
         MODEL.replace("}", ", quantization: nf4}") + DATA,
         ["model.quantization", "adapter", "full fine-tuning"],
