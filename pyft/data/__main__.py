@@ -1,14 +1,22 @@
-"""python -m pyft.data RECIPE: show what training would see, without reading any weights."""
+"""python -m pyft.data RECIPE: show what training would see, without reading any weights.
+
+`python -m pyft.data templates [NAME]` lists the chat templates, or shows one on a small conversation.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from typing import TYPE_CHECKING, Any
 
 from pyft.config import ConfigError, Recipe, Stage, load_recipe, run_command
 
+if TYPE_CHECKING:
+    from pyft.data.prepare import PreparedData
+
 _SHOWN = 3
+_TEMPLATES = "templates"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -19,18 +27,27 @@ def make_parser() -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(
         prog="python -m pyft.data",
-        description="Show what training would see: formats, the ledger, samples with what is learned marked.",
+        usage="python -m pyft.data RECIPE [key.sub=value ...] [options]\n"
+        f"       python -m pyft.data {_TEMPLATES} [NAME]",
+        description="Show what training would see: formats, the ledger, samples with what is learned marked; "
+        "or the chat templates there are, and one of them, or a .jinja file, on a small conversation.",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="path of a recipe, or a shipped one's name")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides of the recipe")
-    parser.add_argument(
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
         "--json", action="store_true", help="a line of JSON per sample in file order, then the ledger"
+    )
+    form.add_argument(
+        "--packed",
+        action="store_true",
+        help="show the first batches of training, with the boundaries between their samples",
     )
     parser.add_argument(
         "--num-samples",
         type=_count,
         metavar="N",
-        help=f"samples to show (default: {_SHOWN}; with --json all)",
+        help=f"samples to show, or batches with --packed (default: {_SHOWN}; with --json all)",
     )
     parser.add_argument(
         "--stage", metavar="NAME", help="the stage to show (default: all; with --json the first)"
@@ -51,12 +68,28 @@ def main(options: argparse.Namespace) -> None:
     Args:
         options: The parsed command line.
     """
+    if options.recipe == _TEMPLATES:
+        _show_templates(options)
+        return
     recipe = load_recipe(options.recipe, options.overrides)
     stages = _choose_stages(recipe, options.stage, only_one=options.json)
     for stage in stages:
         if not options.json and recipe.staged:
             print(f"stage {stage.name}")
-        _show(recipe, stage, options.json, options.num_samples)
+        _show(recipe, stage, options)
+
+
+def _show_templates(options: argparse.Namespace) -> None:
+    names = options.overrides
+    if len(names) > 1 or options.json or options.packed or options.stage or options.num_samples is not None:
+        raise ConfigError(
+            f"{_TEMPLATES} takes one name at most, and no options (command line): "
+            f"write python -m pyft.data {_TEMPLATES} [NAME]"
+        )
+    from pyft.data.preview import wants_colour
+    from pyft.data.template_listing import list_templates, show_template
+
+    print(show_template(names[0], wants_colour()) if names else list_templates())
 
 
 def _choose_stages(recipe: Recipe, name: str | None, *, only_one: bool) -> list[Stage]:
@@ -69,32 +102,58 @@ def _choose_stages(recipe: Recipe, name: str | None, *, only_one: bool) -> list[
     return chosen
 
 
-def _show(recipe: Recipe, stage: Stage, as_json: bool, num_samples: int | None) -> None:
+def _show(recipe: Recipe, stage: Stage, options: argparse.Namespace) -> None:
     from pyft.data.prepare import format_ledger, prepare, tokenizer_for
-    from pyft.data.preview import format_sample, spelled_text, wants_colour
     from pyft.data.templates import get_template
 
     tokenizer = tokenizer_for(recipe, stage)
     template = get_template(stage.model.template, tokenizer) if stage.mode == "sft" else None
     prepared = prepare(stage, tokenizer, template)
-    samples = prepared.samples_in_order
-    if as_json:
-        for sample in samples[:num_samples]:
-            row = {
-                "input_ids": sample.input_ids,
-                "labels": sample.labels,
-                "text": spelled_text(sample, tokenizer),
-                "source": sample.source,
-            }
-            sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
-        sys.stdout.write(json.dumps({"ledger": prepared.ledger}) + "\n")
+    if options.json:
+        _print_json(prepared, tokenizer, options.num_samples)
         return
     for note in prepared.notes:
         print(note)
     print(format_ledger(prepared.ledger))
-    for sample in samples[: _SHOWN if num_samples is None else num_samples]:
+    num_shown = _SHOWN if options.num_samples is None else options.num_samples
+    if options.packed:
+        _print_batches(prepared, tokenizer, num_shown, stage)
+    else:
+        _print_samples(prepared, tokenizer, num_shown)
+
+
+def _print_json(prepared: PreparedData, tokenizer: Any, num_samples: int | None) -> None:
+    from pyft.data.preview import spelled_text
+
+    for sample in prepared.samples_in_order[:num_samples]:
+        row = {
+            "input_ids": sample.input_ids,
+            "labels": sample.labels,
+            "text": spelled_text(sample, tokenizer),
+            "source": sample.source,
+        }
+        sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps({"ledger": prepared.ledger}) + "\n")
+
+
+def _print_samples(prepared: PreparedData, tokenizer: Any, num_samples: int) -> None:
+    from pyft.data.preview import format_sample, wants_colour
+
+    for sample in prepared.samples_in_order[:num_samples]:
         print()
         print(format_sample(sample, tokenizer, colour=wants_colour()))
+
+
+def _print_batches(prepared: PreparedData, tokenizer: Any, num_batches: int, stage: Stage) -> None:
+    """Show the batches of the first epoch as the trainer gets them."""
+    from pyft.data.preview import format_pack, samples_of_batch, wants_colour
+
+    data, per_batch = stage.data, stage.train.per_device_train_batch_size
+    room = data.max_length * per_batch if data.packing and data.max_length else None
+    for index in range(min(num_batches, prepared.train.num_batches)):
+        samples = samples_of_batch(prepared.train.batch(0, index))
+        print(f"\nbatch {index + 1} of {prepared.train.num_batches}: ", end="")
+        print(format_pack(samples, tokenizer, room=room, colour=wants_colour()))
 
 
 if __name__ == "__main__":

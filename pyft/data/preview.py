@@ -1,7 +1,11 @@
-"""Show a sample as the model sees it: what is learned and what is only read told apart.
+"""Show samples as the model sees them: what is learned, what is only read and what was cut told apart.
 
-On a terminal learned text is green and the rest dim; elsewhere learned text stands in marks ⟦ ⟧. Control
-characters in the data are written as escapes, so that no data can steer a terminal.
+                 learned    only read    cut off
+    terminal     green      dim          red
+    elsewhere    in ⟦ ⟧     plain        in ⟪ ⟫
+
+All text shown is decoded from the ids. Control characters in it are written as escapes, so that no data can
+steer a terminal.
 """
 
 from __future__ import annotations
@@ -9,15 +13,20 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
-from collections.abc import Iterator
-from itertools import groupby
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Any
 
 from pyft.data.collate import IGNORED
 from pyft.data.encode import Sample
 
-_GREEN, _DIM, _RESET = "\x1b[32m", "\x1b[2m", "\x1b[0m"
+if TYPE_CHECKING:
+    from pyft.data.collate import Batch
+
+_GREEN, _DIM, _RED, _RESET = "\x1b[32m", "\x1b[2m", "\x1b[31m", "\x1b[0m"
 _LONGEST_CHARACTERS = 2000
+_LONGEST_CUT_CHARACTERS = 400
+_LONGEST_CHARACTERS_IN_PACK = 300
 
 
 def wants_colour() -> bool:
@@ -29,34 +38,71 @@ def wants_colour() -> bool:
     return sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def format_sample(sample: Sample, tokenizer: Any, *, colour: bool) -> str:
+def format_sample(sample: Sample, tokenizer: Any, *, colour: bool, cut_text: str = "") -> str:
     """Write one sample, learned parts marked.
 
     Args:
         sample: The sample.
         tokenizer: The tokenizer that made it.
         colour: Use terminal colours in place of marks.
+        cut_text: What was left out at its end.
 
     Returns:
         A heading line and the text.
     """
-    trained = sample.num_trained
-    legend = "green" if colour else "in ⟦ ⟧"
-    lines = [f"{sample.source}: {len(sample.input_ids)} tokens, {trained} trained ({legend})"]
-    body, written = "", 0
-    for is_trained, text in split_by_training(sample, tokenizer):
-        shown = text[: max(0, _LONGEST_CHARACTERS - written)]
-        written += len(text)
-        shown = "".join(_escape(character) for character in shown)
-        if not shown:
-            continue
-        if colour:
-            body += f"{_GREEN if is_trained else _DIM}{shown}{_RESET}"
-        else:
-            body += f"⟦{shown}⟧" if is_trained else shown
-    if written > _LONGEST_CHARACTERS:
-        lines.append(f"(the first {_LONGEST_CHARACTERS} of {written} characters)")
+    learned, cut = ("green", "red") if colour else ("in ⟦ ⟧", "in ⟪ ⟫")
+    heading = f"{sample.source}: {len(sample.input_ids)} tokens, {sample.num_trained} trained ({learned})"
+    lines = [f"{heading}, the rest was cut ({cut})" if cut_text else heading]
+    body, num_characters = _mark(sample, tokenizer, colour, _LONGEST_CHARACTERS)
+    if num_characters > _LONGEST_CHARACTERS:
+        lines.append(f"(the first {_LONGEST_CHARACTERS} of {num_characters} characters)")
+    if cut_text:
+        shown = _escape_all(cut_text[:_LONGEST_CUT_CHARACTERS])
+        more = f"... ({len(cut_text)} characters)" if len(cut_text) > _LONGEST_CUT_CHARACTERS else ""
+        body += f"{_RED}{shown}{more}{_RESET}" if colour else f"⟪{shown}{more}⟫"
     return "\n".join([*lines, body])
+
+
+def format_pack(samples: Sequence[Sample], tokenizer: Any, *, room: int | None, colour: bool) -> str:
+    """Write one pack: its fill, then each sample after a line that shows where it begins.
+
+    Args:
+        samples: What is in it, in order.
+        tokenizer: The tokenizer that made them.
+        room: Tokens it could hold; None where nothing is packed.
+        colour: Use terminal colours in place of marks.
+
+    Returns:
+        Several lines.
+    """
+    tokens = sum(len(sample.input_ids) for sample in samples)
+    trained = sum(sample.num_trained for sample in samples)
+    fill = f" of {room} ({tokens / room:.1%})" if room else ""
+    many = "" if len(samples) == 1 else "s"
+    lines = [f"{len(samples)} sample{many}, {tokens} tokens{fill}, {trained} trained"]
+    begin = 0
+    for number, sample in enumerate(samples, start=1):
+        end = begin + len(sample.input_ids)
+        lines.append(f"── sample {number}, tokens {begin} to {end - 1}, {sample.num_trained} trained ──")
+        body, num_characters = _mark(sample, tokenizer, colour, _LONGEST_CHARACTERS_IN_PACK)
+        more = num_characters - _LONGEST_CHARACTERS_IN_PACK
+        lines.append(body.removesuffix("\n") + (f"... ({more} characters more)" if more > 0 else ""))
+        begin = end
+    return "\n".join(lines)
+
+
+def samples_of_batch(batch: Batch) -> list[Sample]:
+    """Take a batch apart at its boundaries, which gives the samples as training really sees them.
+
+    Args:
+        batch: What the trainer gets.
+
+    Returns:
+        The samples, without sources; their labels are the batch's targets, so the first is never learned.
+    """
+    ids, targets = batch.input_ids[0].tolist(), batch.targets[0].tolist()
+    bounds = pairwise(batch.cu_seqlens.tolist())
+    return [Sample(ids[begin:end], [IGNORED, *targets[begin : end - 1]], "", "") for begin, end in bounds]
 
 
 def spelled_text(sample: Sample, tokenizer: Any) -> str:
@@ -74,7 +120,7 @@ def spelled_text(sample: Sample, tokenizer: Any) -> str:
 
 
 def split_by_training(sample: Sample, tokenizer: Any) -> Iterator[tuple[bool, str]]:
-    """Cut a sample's text where learning starts and stops.
+    """Cut what a sample's ids spell where learning starts and stops.
 
     Args:
         sample: The sample.
@@ -84,15 +130,35 @@ def split_by_training(sample: Sample, tokenizer: Any) -> Iterator[tuple[bool, st
         tuple[bool, str]: Whether the stretch is learned, and its text; the texts in a row are the sample's.
     """
     backend = tokenizer.backend_tokenizer
+    text = spelled_text(sample, tokenizer)
     position = done = 0
     for is_trained, run in groupby(label != IGNORED for label in sample.labels):
         position += len(list(run))
         if position == len(sample.labels):
-            end = len(sample.text)
+            end = len(text)
         else:
             end = len(backend.decode(sample.input_ids[:position], skip_special_tokens=False))
-        yield is_trained, sample.text[done:end]
+        yield is_trained, text[done:end]
         done = end
+
+
+def _mark(sample: Sample, tokenizer: Any, colour: bool, longest: int) -> tuple[str, int]:
+    """Write the first `longest` characters of a sample, learned ones marked; count all of them."""
+    body, written = "", 0
+    for is_trained, text in split_by_training(sample, tokenizer):
+        shown = _escape_all(text[: max(0, longest - written)])
+        written += len(text)
+        if not shown:
+            continue
+        if colour:
+            body += f"{_GREEN if is_trained else _DIM}{shown}{_RESET}"
+        else:
+            body += f"⟦{shown}⟧" if is_trained else shown
+    return body, written
+
+
+def _escape_all(text: str) -> str:
+    return "".join(_escape(character) for character in text)
 
 
 def _escape(character: str) -> str:

@@ -88,6 +88,26 @@ def test_for_people(recipe, capsys):
     assert "\x1b" not in out and "\r" not in out
 
 
+def test_batches_show_what_training_gets(recipe, capsys):
+    assert run(recipe, "--packed", "data.max_length=60", "data.val_size=0") == 0
+    out = capsys.readouterr().out
+    batches = out.split("\nbatch ")[1:]
+    assert batches and all("tokens of 60 (" in batch for batch in batches)
+    assert batches[0].startswith(f"1 of {len(batches)}: ")
+    for answer in (
+        "⟦珠穆朗玛峰<|im_end|>⟧",
+        "⟦runs deep\nand far<|im_end|>⟧",
+        "⟦<|im_end|> it is<|im_end|>⟧",
+    ):
+        assert out.count(answer) == 1
+    assert out.count("── sample ") == 3
+    options = ("--packed", "--num-samples", "1", "data.packing=false", "data.val_size=0")
+    assert run(recipe, *options, "train.per_device_train_batch_size=2") == 0
+    out = capsys.readouterr().out
+    assert out.count("\nbatch ") == 1 and "\nbatch 1 of 2: 2 samples, " in out
+    assert "--packed" in fail(capsys, 2, recipe, "--packed", "--json")
+
+
 def test_stages(recipe, tmp_path, capsys):
     content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     texts = tmp_path / "texts.jsonl"
