@@ -2,80 +2,85 @@
 
 BOS? text eos         all of it learned; BOS where the tokenizer itself puts one before every text
 [....][....][..]      windows of max_length where it is longer; no token is lost
+
+`overlong: truncate` keeps the first window alone, without an eos: the document does not end there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from pyft.config import DataError
-from pyft.data.converters import Row
-from pyft.data.encode import ROWS_AT_A_TIME, EncodedRow, Sample
+from pyft.data.conversation import Row
 from pyft.data.ids import Encoded, document_start, encode_all, special_spellings, spell_document
+from pyft.data.lengths import fit
+from pyft.data.samples import EncodedRow, EncodeOptions, Sample
 
 
-def encode_documents(tokenizer: Any, rows: Sequence[Row], max_length: int | None) -> Iterator[EncodedRow]:
-    """Encode documents: each ends with eos; one longer than max_length becomes several windows, losing no
-    token.
+class DocumentEncoder:
+    """Encodes documents with one tokenizer and set of options."""
 
-    DataError is raised further down where a row is a conversation.
+    def __init__(self, tokenizer: Any, options: EncodeOptions) -> None:
+        """Put them together.
 
-    Args:
-        tokenizer: A fast tokenizer with an eos.
-        rows: Rows with text, or with nothing but assistant turns (a text without a question).
-        max_length: Longest window, in tokens; None for no limit.
+        Args:
+            tokenizer: A fast tokenizer with an eos, or a view of one.
+            options: How long a sample may be.
+        """
+        self._tokenizer = tokenizer
+        self._options = options
+        self._spellings = special_spellings(tokenizer)
+        self._start = document_start(tokenizer)
 
-    Yields:
-        EncodedRow: One for each row, in order.
-    """
-    spellings, start = special_spellings(tokenizer), document_start(tokenizer)
-    for first in range(0, len(rows), ROWS_AT_A_TIME):
-        some = rows[first : first + ROWS_AT_A_TIME]
-        texts = [spell_document(document_text(row), start, spellings) for row in some]
-        for row, text, encoded in zip(some, texts, encode_all(tokenizer, texts, spellings), strict=True):
-            yield EncodedRow(tuple(_windows(tokenizer, row.source, text.text, encoded, max_length)))
+    def encode(self, rows: Sequence[Row]) -> Iterator[EncodedRow]:
+        """Encode rows: each document ends with eos.
+
+        Args:
+            rows: Rows for which `document_text` gives a text.
+
+        Yields:
+            EncodedRow: One for each row, in order.
+        """
+        tokenizer = self._tokenizer
+        texts = [spell_document(document_text(row) or "", self._start, self._spellings) for row in rows]
+        for row, spelled, encoded in zip(
+            rows, texts, encode_all(tokenizer, texts, self._spellings), strict=True
+        ):
+            ids = [*encoded.ids, tokenizer.eos_token_id]
+            sample = Sample(ids, ids.copy(), row.source, spelled.text + tokenizer.eos_token)
+            # A character that two windows share (a tokenizer of bytes) stands in the one it begins in.
+            starts = partial(_start_of, encoded, len(spelled.text))
+            yield fit(sample, self._options, starts)
 
 
-def document_text(row: Row) -> str:
+def _start_of(encoded: Encoded, num_characters: int, index: int) -> int:
+    return encoded.characters(index)[0] if index < len(encoded.ids) else num_characters
+
+
+def encode_documents(tokenizer, rows, max_length):
+    encoder = DocumentEncoder(tokenizer, EncodeOptions("pretrain", max_length, "split"))
+    for row in rows:
+        if document_text(row) is None:
+            raise DataError(
+                f"{row.source}: mode pretrain reads plain texts, this row is a conversation: write mode: "
+                'sft, or rows of {"text": ".."}'
+            )
+    yield from encoder.encode(rows)
+
+
+def document_text(row: Row) -> str | None:
     """Return a row's text for pretraining.
 
     Args:
-        row: A row with text, or with nothing but assistant turns.
+        row: A row.
 
     Returns:
-        The document.
-
-    Raises:
-        DataError: The row is a conversation.
+        The text of a row that has one, or has nothing but assistant turns; None for a conversation.
     """
     if row.text is not None:
         return row.text
-    if any(message.role != "assistant" for message in row.messages or ()):
-        raise DataError(
-            f"{row.source}: mode pretrain reads plain texts, this row is a conversation: write mode: sft, "
-            'or rows of {"text": ".."}'
-        )
-    return "\n".join(message.content for message in row.messages or ())
-
-
-def _windows(
-    tokenizer: Any, source: str, text: str, encoded: Encoded, max_length: int | None
-) -> Iterator[Sample]:
-    ids = [*encoded.ids, tokenizer.eos_token_id]
-    # A character that two windows share (a tokenizer of bytes) stands in the one it begins in.
-    starts = [0, *(start for start, _ in encoded.offsets[1:]), len(text), len(text)]
-    for first, last in _cut(len(ids), max_length or len(ids)):
-        spelled = text[starts[first] : starts[last]] + (tokenizer.eos_token if last == len(ids) else "")
-        yield Sample(ids[first:last], ids[first:last], source, spelled)
-
-
-def _cut(num_tokens: int, max_length: int) -> Iterator[tuple[int, int]]:
-    """Cut into windows; a single token left over, which alone teaches nothing, gets one from before."""
-    first = 0
-    while first < num_tokens:
-        last = min(first + max_length, num_tokens)
-        if num_tokens - last == 1 and max_length > 2:
-            last -= 1
-        yield first, last
-        first = last
+    if row.messages is None or any(message.role != "assistant" for message in row.messages):
+        return None
+    return "\n".join(message.content for message in row.messages)

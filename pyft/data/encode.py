@@ -1,76 +1,140 @@
-"""Ids and labels of a row, grown together; and the tokenizers that make them (the only transformers here).
+"""Rows to ids and labels; and the tokenizers that do it (the only transformers here).
 
-    conversation   BOS head question .. head [answer end-mark] \\n head question .. head [answer end-mark]
-    labels         -100 but in [ ]: contents of trained assistant turns and the marks that end them
-    document       BOS? text eos, all of it learned; windows of max_length where it is longer
+    Row -> RowEncoder -> EncodedRow      a conversation (dialogues.py), a document (documents.py), or ids
+                                         that were made elsewhere, which are checked and taken as they are
 
-The rendered text is tokenised once, as inference does. For each trained turn the ids of the prompt as chat
-would send it must be the first of the row's; where they are not (a tokenizer that joins the last character
-of the prompt to the first of the answer) the row is kept and counted, and no token that holds a character
-of the prompt is learned.
+A RowEncoder can be sent to another process, which then needs no transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyft.config import ConfigError, DataError
-from pyft.data.converters import Message, Row
-from pyft.data.ids import Encoded, SpelledText, encode_all
-from pyft.data.templates import ChatTemplate, Rendered, TemplateFailure
+from pyft.data.conversation import Message, Row
+from pyft.data.dialogues import ConversationEncoder
+from pyft.data.documents import DocumentEncoder, document_text
+from pyft.data.lengths import fit
+from pyft.data.samples import IGNORED, EncodedRow, EncodeOptions, Sample
+from pyft.data.templates import ChatTemplate
 from pyft.data.tokenizer import is_sentencepiece, load_sentencepiece, read_tokenizer_config, train_bpe
+from pyft.data.tokenizer_view import TokenizerView
 
 __all__ = [
     "IGNORED",
+    "EncodeOptions",
     "EncodedRow",
+    "RowEncoder",
     "Sample",
     "build_tokenizer",
     "encode_conversation",
-    "encode_conversations",
     "load_tokenizer",
 ]
 
-IGNORED = -100
 END_OF_TEXT = "<|endoftext|>"
 ROWS_AT_A_TIME = 512
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Ids with a label each (-100: not learned), the row they come from, and the text the ids spell."""
+class RowEncoder:
+    """Encodes rows of any kind for one stage of a recipe."""
 
-    input_ids: list[int]
-    labels: list[int]
-    source: str
-    text: str
+    def __init__(self, tokenizer: Any, template: ChatTemplate | None, options: EncodeOptions) -> None:
+        """Put an encoder together.
 
-    @property
-    def num_trained(self) -> int:
-        """Labels that are learned."""
-        return len(self.labels) - self.labels.count(IGNORED)
+        Args:
+            tokenizer: A fast tokenizer, or a view of one.
+            template: The renderer made for it; needed in mode sft.
+            options: The mode, what is learned, and how long a sample may be.
+        """
+        view = TokenizerView.from_tokenizer(tokenizer)
+        self._options = options
+        self._num_ids = len(view)
+        self._documents = DocumentEncoder(view, options) if options.mode == "pretrain" else None
+        is_chat = options.mode == "sft" and template is not None
+        self._conversations = ConversationEncoder(view, template, options) if is_chat else None
+
+    def encode(self, rows: Sequence[Row], system: str | None = None) -> list[EncodedRow]:
+        """Encode rows.
+
+        Args:
+            rows: Rows of one source.
+            system: The system text of the source, for rows that have none; None for that of the options.
+
+        Returns:
+            For each row, in order, what became of it; a row that cannot be used has its `error` set.
+        """
+        system = self._options.system if system is None else system
+        results: list[EncodedRow] = []
+        for first in range(0, len(rows), ROWS_AT_A_TIME):
+            some = rows[first : first + ROWS_AT_A_TIME]
+            given = [self._check(row) for row in some]
+            to_encode = [row for row, result in zip(some, given, strict=True) if result is None]
+            encoded = self._encode(to_encode, system)
+            results.extend(result or next(encoded) for result in given)
+        return results
+
+    def _encode(self, rows: Sequence[Row], system: str | None) -> Iterator[EncodedRow]:
+        if self._documents is not None:
+            return self._documents.encode(rows)
+        return self._conversations.encode(rows, system)
+
+    def _check(self, row: Row) -> EncodedRow | None:
+        """Take ready-made ids, and refuse what the mode cannot use; None for what is to be encoded."""
+        if getattr(row, "tokens", None) is not None:
+            return self._take_tokens(*row.tokens, row.source)
+        if self._documents is not None and document_text(row) is None:
+            return _refuse(
+                row,
+                "mode pretrain reads plain texts, this row is a conversation: write mode: sft, or rows of "
+                '{"text": ".."}',
+            )
+        if self._documents is None and row.messages is None:
+            return _refuse(
+                row,
+                "mode sft reads conversations, this row is a plain text: write mode: pretrain, or rows of "
+                "another format",
+            )
+        return None
+
+    def _take_tokens(self, ids: list[int], labels: list[int], source: str) -> EncodedRow:
+        error = None
+        if len(ids) != len(labels):
+            error = (
+                f"{len(ids)} input_ids and {len(labels)} labels: give each id a label, {IGNORED} or the id"
+            )
+        elif ids and (min(ids) < 0 or max(ids) >= self._num_ids):
+            index = next(i for i, token in enumerate(ids) if not 0 <= token < self._num_ids)
+            error = (
+                f"input_ids[{index}] is {ids[index]}, but the tokenizer's go from 0 to {self._num_ids - 1}: "
+                "tokenize the rows with the tokenizer of model.tokenizer"
+            )
+        else:
+            pairs = enumerate(zip(ids, labels, strict=True))
+            index = next((i for i, (token, label) in pairs if label not in (IGNORED, token)), None)
+            if index is not None:
+                error = f"labels[{index}] is {labels[index]}: write {IGNORED} or the id, {ids[index]}"
+        if error is not None:
+            return EncodedRow((), error=f"{source}: {error}")
+        return fit(Sample(ids, labels, source), self._options, lambda index: 0)
 
 
-@dataclass(frozen=True)
-class EncodedRow:
-    """What became of one row: its samples (none where nothing is learned in it), and its counts."""
+def encode_conversations(tokenizer, template, rows, system=None):
+    for row in RowEncoder(tokenizer, template, EncodeOptions("sft")).encode(rows, system):
+        if row.error is not None:
+            raise DataError(row.error)
+        yield row
 
-    samples: tuple[Sample, ...]
-    turns_cut: int = 0
-    prompt_differs: bool = False
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens in all samples of the row."""
-        return sum(len(sample.input_ids) for sample in self.samples)
+def _refuse(row: Row, problem: str) -> EncodedRow:
+    return EncodedRow((), error=f"{row.source}: {problem}")
 
 
 def encode_conversation(
     tokenizer: Any, template: ChatTemplate, messages: Sequence[Message], source: str = ""
 ) -> Sample | None:
-    """Encode one conversation; see encode_conversations.
+    """Encode one conversation, of any length, learning every trained turn.
 
     Args:
         tokenizer: The tokenizer the template was made for.
@@ -80,97 +144,15 @@ def encode_conversation(
 
     Returns:
         The sample, or None where no turn is trained.
+
+    Raises:
+        DataError: The template refuses the conversation.
     """
-    samples = next(encode_conversations(tokenizer, template, [Row(tuple(messages), None, source)])).samples
-    return samples[0] if samples else None
-
-
-def encode_conversations(
-    tokenizer: Any, template: ChatTemplate, rows: Sequence[Row], system: str | None = None
-) -> Iterator[EncodedRow]:
-    """Encode chat rows.
-
-    DataError is raised further down where the template refuses a row, or a row holds tool calls.
-
-    Args:
-        tokenizer: The tokenizer the template was made for.
-        template: The renderer.
-        rows: Rows with messages.
-        system: System text for rows that have none.
-
-    Yields:
-        EncodedRow: One for each row, in order; turns after the last trained one are cut.
-    """
-    for first in range(0, len(rows), ROWS_AT_A_TIME):
-        plans = [_plan(template, row, system) for row in rows[first : first + ROWS_AT_A_TIME]]
-        texts = [text for plan in plans for text in plan.texts]
-        encoded = iter(encode_all(tokenizer, texts, template.control_tokens))
-        for plan in plans:
-            yield _label(plan, [next(encoded) for _ in plan.texts])
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """One rendered row: the whole, and for each trained turn its span and the prompt that leads to it."""
-
-    source: str
-    turns_cut: int
-    whole: Rendered | None
-    turns: tuple[tuple[tuple[int, int], Rendered], ...] = ()
-
-    @property
-    def texts(self) -> list[SpelledText]:
-        """What has to be tokenised: the whole, then the prompts."""
-        return [self.whole.spelled, *(prompt.spelled for _, prompt in self.turns)] if self.whole else []
-
-
-def _plan(template: ChatTemplate, row: Row, system: str | None) -> _Plan:
-    if row.messages is None:
-        raise DataError(
-            f"{row.source}: mode sft reads conversations, this row is a plain text: write mode: "
-            "pretrain, or rows of "
-            "another format"
-        )
-    messages = list(row.messages)
-    if row.uses_tools:
-        raise DataError(
-            f"{row.source}: the row uses tools, which {template.name} has no place for: take it out"
-        )
-    if system and not any(message.role == "system" for message in messages):
-        messages.insert(0, Message("system", system))
-    trained = [i for i, message in enumerate(messages) if message.role == "assistant" and message.trained]
-    if not trained:
-        return _Plan(row.source, 0, None)
-    kept = messages[: trained[-1] + 1]
-    try:
-        whole = template.render(kept)
-        answers = [i for i, message in enumerate(kept) if message.role == "assistant"]
-        spans = dict(zip(answers, whole.spans, strict=True))
-        turns = tuple((spans[i], template.render(kept[:i], add_generation_prompt=True)) for i in trained)
-    except TemplateFailure as error:
-        raise DataError(
-            f"{row.source}: template {template.name} refuses the row: {error}: mend the row"
-        ) from None
-    return _Plan(row.source, len(messages) - len(kept), whole, turns)
-
-
-def _label(plan: _Plan, encoded: list[Encoded]) -> EncodedRow:
-    if plan.whole is None:
-        return EncodedRow(())
-    whole, *prompts = encoded
-    labels = [IGNORED] * len(whole.ids)
-    differs = False
-    for ((start, end), prompt), prompt_encoded in zip(plan.turns, prompts, strict=True):
-        num_prompt = len(prompt_encoded.ids)
-        leads = plan.whole.text.startswith(prompt.text) and whole.ids[:num_prompt] == prompt_encoded.ids
-        differs = differs or not leads
-        # Offsets of some tokenizers leave out blanks, so the exact boundary is the prompt's length where it
-        # is known.
-        first = num_prompt if leads and len(prompt.text) == start else whole.first_at(start)
-        last = whole.first_at(end)
-        labels[first:last] = whole.ids[first:last]
-    sample = Sample(whole.ids, labels, plan.source, plan.whole.text)
-    return EncodedRow((sample,) if sample.num_trained else (), plan.turns_cut, differs)
+    encoder = RowEncoder(tokenizer, template, EncodeOptions("sft"))
+    (row,) = encoder.encode([Row(tuple(messages), None, source)])
+    if row.error is not None:
+        raise DataError(row.error)
+    return row.samples[0] if row.samples else None
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:

@@ -14,33 +14,71 @@ Works on the `tokenizers` backend of a fast tokenizer; imports neither transform
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Encoding
+
+from pyft.data.backends import continuing_copy, encoding_backend, plain_copy
+
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class SpelledText:
-    """A text and the character spans in it that spell control tokens but are not."""
+    """A text and the character spans in it that spell control tokens but are not, in order."""
 
     text: str
-    literals: tuple[tuple[int, int], ...] = ()
+    literals: tuple[Span, ...] = ()
+
+    def between(self, start: int, end: int) -> SpelledText:
+        """Cut a part out.
+
+        Args:
+            start: Its first character, not inside a literal.
+            end: One past its last.
+
+        Returns:
+            The part, with its literals.
+        """
+        inside = (span for span in self.literals if start <= span[0] and span[1] <= end)
+        return SpelledText(self.text[start:end], tuple((a - start, b - start) for a, b in inside))
 
 
-@dataclass(frozen=True)
 class Encoded:
     """Ids of a text and, for each, the first and one past the last character it covers."""
 
-    ids: list[int] = field(default_factory=list)
-    offsets: list[tuple[int, int]] = field(default_factory=list)
+    __slots__ = ("_encoding", "_num_characters", "_spans", "ids")
+
+    def __init__(self, ids: list[int], spans: Encoding | list[Span], num_characters: int) -> None:
+        """Put them together.
+
+        Args:
+            ids: The ids.
+            spans: The characters of each; an Encoding is asked only when a span is wanted, as its whole list
+                of them is large.
+            num_characters: Length of the text.
+        """
+        self.ids = ids
+        self._encoding = spans if isinstance(spans, Encoding) else None
+        self._spans = spans if isinstance(spans, list) else None
+        self._num_characters = num_characters
+
+    def characters(self, index: int) -> Span:
+        """Return the characters that a token covers.
+
+        Args:
+            index: The token's.
+
+        Returns:
+            The first and one past the last.
+        """
+        return self._spans[index] if self._encoding is None else self._encoding.token_to_chars(index)
 
     def first_at(self, character: int) -> int:
         """Return the index of the first token that starts at `character` or later.
@@ -51,7 +89,34 @@ class Encoded:
         Returns:
             An index from 0 to the number of tokens.
         """
-        return bisect_left(self.offsets, character, key=lambda span: span[0])
+        if self._encoding is None:
+            return bisect_left(self._spans, character, key=lambda span: span[0])
+        index = self._token_from(character)
+        while index < len(self.ids) and self.characters(index)[0] < character:
+            index += 1
+        # Tokens that cover nothing, as a blank put before a word, are not found by their characters.
+        while index > 0 and self.characters(index - 1)[0] >= character:
+            index -= 1
+        return index
+
+    def last_before(self, character: int) -> int:
+        """Return the index of the last token that starts before `character`.
+
+        Args:
+            character: A position in the text.
+
+        Returns:
+            An index from -1.
+        """
+        return self.first_at(character) - 1
+
+    def _token_from(self, character: int) -> int:
+        """The first token that covers `character`, or the next character that any token covers."""
+        for position in range(character, self._num_characters):
+            index = self._encoding.char_to_token(position)
+            if index is not None:
+                return index
+        return len(self.ids)
 
 
 def special_spellings(tokenizer: Any) -> frozenset[str]:
@@ -112,98 +177,88 @@ def encode_all(tokenizer: Any, texts: Sequence[SpelledText], control_tokens: fro
         control_tokens: The spellings that count as control tokens.
 
     Returns:
-        Ids and character offsets of each.
+        Ids and characters of each.
     """
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = False
+    backend = encoding_backend(tokenizer)
     encodings = backend.encode_batch([spelled.text for spelled in texts], add_special_tokens=False)
-    results = []
-    for spelled, encoding in zip(texts, encodings, strict=True):
-        encoded = Encoded(encoding.ids, encoding.offsets)
-        if spelled.literals:
-            encoded = _respell(tokenizer, spelled, encoded, control_tokens)
-        results.append(encoded)
-    return results
+    return [
+        _respell(tokenizer, spelled, encoding, control_tokens)
+        if spelled.literals
+        else Encoded(encoding.ids, encoding, len(spelled.text))
+        for spelled, encoding in zip(texts, encodings, strict=True)
+    ]
+
+
+def is_written(spelled: SpelledText, span: Span, token: AddedToken) -> bool:
+    """Say whether a token was found in the text as a control token, and not made of some other text.
+
+    Args:
+        spelled: The text.
+        span: The characters that the token covers.
+        token: The added token whose id it has; models give that of the unknown token to any text.
+
+    Returns:
+        False for the ids of ordinary text and of literals.
+    """
+    if spelled.text[span[0] : span[1]].strip() != token.content.strip():
+        return False
+    after = bisect_left(spelled.literals, span[1], key=lambda literal: literal[0])
+    return after == 0 or spelled.literals[after - 1][1] <= span[0]
 
 
 def _respell(
-    tokenizer: Any, spelled: SpelledText, encoded: Encoded, control_tokens: frozenset[str]
+    tokenizer: Any, spelled: SpelledText, encoding: Encoding, control_tokens: frozenset[str]
 ) -> Encoded:
     """Encode again, as plain text, each stretch between control tokens that holds a literal."""
-    added = set(tokenizer.added_tokens_encoder.values())
-    result = Encoded()
-    stretch_start, kept_from = 0, 0
+    added = tokenizer.added_tokens_decoder
+    ids, offsets = encoding.ids, encoding.offsets
+    written = [
+        index
+        for index, token_id in enumerate(ids)
+        if token_id in added and is_written(spelled, offsets[index], added[token_id])
+    ]
+    new_ids: list[int] = []
+    new_spans: list[Span] = []
+    for before, after in pairwise([-1, *written, len(ids)]):
+        start = offsets[before][1] if before >= 0 else 0
+        end = offsets[after][0] if after < len(ids) else len(spelled.text)
+        literals = _literals_inside(spelled.literals, start, end)
+        if literals:
+            _encode_plain(tokenizer, spelled.text, (start, end), literals, control_tokens, new_ids, new_spans)
+        else:
+            new_ids.extend(ids[before + 1 : after])
+            new_spans.extend(offsets[before + 1 : after])
+        new_ids.extend(ids[after : after + 1])
+        new_spans.extend(offsets[after : after + 1])
+    return Encoded(new_ids, new_spans, len(spelled.text))
 
-    def close(stretch_end: int, kept_to: int) -> None:
-        inside = [span for span in spelled.literals if stretch_start <= span[0] and span[1] <= stretch_end]
-        if not inside:
-            result.ids.extend(encoded.ids[kept_from:kept_to])
-            result.offsets.extend(encoded.offsets[kept_from:kept_to])
-            return
-        _encode_plain(tokenizer, spelled.text, (stretch_start, stretch_end), inside, control_tokens, result)
 
-    for index, (token_id, (start, end)) in enumerate(zip(encoded.ids, encoded.offsets, strict=True)):
-        is_literal = any(start < literal[1] and end > literal[0] for literal in spelled.literals)
-        if token_id not in added or is_literal:
-            continue
-        close(start, index)
-        result.ids.append(token_id)
-        result.offsets.append((start, end))
-        stretch_start, kept_from = end, index + 1
-    close(len(spelled.text), len(encoded.ids))
-    return result
+def _literals_inside(literals: Sequence[Span], start: int, end: int) -> Sequence[Span]:
+    first = bisect_left(literals, start, key=lambda span: span[0])
+    return literals[first : bisect_left(literals, end, key=lambda span: span[0])]
 
 
 def _encode_plain(
     tokenizer: Any,
     text: str,
-    stretch: tuple[int, int],
-    literals: list[tuple[int, int]],
+    stretch: Span,
+    literals: Sequence[Span],
     control_tokens: frozenset[str],
-    result: Encoded,
+    ids: list[int],
+    spans: list[Span],
 ) -> None:
-    """Append the ids of text[stretch] to `result`, none of them a control token's."""
-    plain = _plain_copy(tokenizer, control_tokens, at_start=stretch[0] == 0)
+    """Append the ids of text[stretch] to `ids`, none of them a control token's, and their characters."""
+    plain = plain_copy(tokenizer, control_tokens, at_start=stretch[0] == 0)
     forbidden = {tokenizer.added_tokens_encoder.get(text[start:end]) for start, end in literals} - {None}
-    cuts = [stretch[0], stretch[1]]
-    encoding = plain.encode(text[cuts[0] : cuts[1]], add_special_tokens=False)
-    if forbidden & set(encoding.ids):
-        # The vocabulary itself holds the spelling (unigram models): cut it after its first character.
-        cuts = [stretch[0], *(start + 1 for start, _ in literals), stretch[1]]
-    for start, end in pairwise(cuts):
+    encoding = plain.encode(text[stretch[0] : stretch[1]], add_special_tokens=False)
+    if not forbidden.intersection(encoding.ids):
+        ids.extend(encoding.ids)
+        spans.extend((stretch[0] + first, stretch[0] + last) for first, last in encoding.offsets)
+        return
+    # The vocabulary itself holds the spelling (unigram models): cut it after its first character.
+    for start, end in pairwise([stretch[0], *(start + 1 for start, _ in literals), stretch[1]]):
+        if start > stretch[0]:
+            plain = continuing_copy(tokenizer, control_tokens)
         encoding = plain.encode(text[start:end], add_special_tokens=False)
-        result.ids.extend(encoding.ids)
-        result.offsets.extend((start + first, start + last) for first, last in encoding.offsets)
-
-
-_plain_copies: WeakKeyDictionary[Any, dict[tuple[frozenset[str], bool, int], Tokenizer]] = WeakKeyDictionary()
-
-
-def _plain_copy(tokenizer: Any, control_tokens: frozenset[str], *, at_start: bool) -> Tokenizer:
-    """Return a copy of the backend that takes control tokens for text; made once per tokenizer."""
-    copies = _plain_copies.setdefault(tokenizer, {})
-    key = (control_tokens, at_start, len(tokenizer))
-    if key not in copies:
-        description = json.loads(tokenizer.backend_tokenizer.to_str())
-        description["truncation"] = description["padding"] = None
-        for token in description["added_tokens"]:
-            token["special"] = token["special"] or token["content"] in control_tokens
-        if not at_start:
-            _drop_prefix_at_start(description)
-        copies[key] = Tokenizer.from_str(json.dumps(description))
-        copies[key].encode_special_tokens = True
-    return copies[key]
-
-
-def _drop_prefix_at_start(node: Any) -> None:
-    """A blank that only the start of a whole text gets must not appear at the start of a stretch."""
-    if isinstance(node, dict):
-        if node.get("type") == "Metaspace" and node.get("prepend_scheme") == "first":
-            node["prepend_scheme"] = "never"
-        for value in node.values():
-            _drop_prefix_at_start(value)
-    elif isinstance(node, list):
-        for value in node:
-            _drop_prefix_at_start(value)
+        ids.extend(encoding.ids)
+        spans.extend((start + first, start + last) for first, last in encoding.offsets)

@@ -1,0 +1,68 @@
+"""What encoding gives: samples of ids with labels, and what became of the row they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How rows become samples; the names and values are those of the recipe's `mode` and `data:`.
+
+    `overlong` is one of drop, truncate, split (documents only) and error; `train_on` one of assistant, last
+    and all. `system` is the system text of rows that have none.
+    """
+
+    mode: str
+    max_length: int | None = None
+    overlong: str = "drop"
+    train_on: str = "assistant"
+    train_on_eot: bool = True
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Ids with a label each (-100: not learned), the row they come from, and the text the ids spell.
+
+    The text is empty where a row came as ids.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    source: str
+    text: str = ""
+
+    @property
+    def num_trained(self) -> int:
+        """Labels that are learned."""
+        return len(self.labels) - self.labels.count(IGNORED)
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """What became of one row: its samples, or why there are none, and its counts.
+
+    A row has samples, or `dropped` (a reason of the ledger), or `error` (the whole message). Its tokens add
+    up: `num_tokens` is the tokens in its samples plus `tokens_cut`.
+    """
+
+    samples: tuple[Sample, ...]
+    turns_cut: int = 0
+    """Turns after the last trained one, which were left out."""
+    prompt_differs: bool = False
+    """Some prompt of the row, as chat would send it, has other ids than the row begins with."""
+    num_tokens: int = 0
+    """Tokens encoded for the row."""
+    tokens_cut: int = 0
+    """Those of them in no sample, because of max_length."""
+    dropped: str | None = None
+    cut_text: str = ""
+    """What cut turns and truncation left out, for the preview."""
+    error: str | None = None
+    longest: int = 0
+    """Tokens of the longest sample, before anything was cut from it."""
+    rejected_unused: int = 0
+    """Rejected answers, of which nothing is learned here."""
