@@ -5,44 +5,65 @@ Every function raises RowError with `what: how to mend it`; file and line are ad
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import Any
 
 from pyft.data.rows import json_type
-
-# Lone surrogates have no UTF-8 form, so no tokenizer can take them; NUL ends strings in half of the world's
-# tools.
-_UNENCODABLE = re.compile("[\ud800-\udfff\0]")
 
 
 class RowError(Exception):
     """A record that does not fit its format: `what: how to mend it`."""
 
 
+class LeaveOut(Exception):
+    """A record that its format's convention leaves out; the argument is the reason's name in the ledger."""
+
+
 def check_text(value: Any, name: str, *, empty: bool = True) -> str:
-    if value is None:
-        raise RowError(f"{name} is null: write a string")
-    if not isinstance(value, str):
+    if type(value) is not str:
+        if value is None:
+            raise RowError(f"{name} is null: write a string")
         raise RowError(f"{name} is {json_type(value)}, not a string: put it in quotes")
-    bad = _UNENCODABLE.search(value)
-    if bad is not None:
-        kind = "a NUL character" if bad[0] == "\0" else f"the lone surrogate \\u{ord(bad[0]):04x}"
-        raise RowError(f"{name} holds {kind} at character {bad.start() + 1}: delete it")
-    if not empty and not value.strip():
+    position = find_unencodable(value)
+    if position >= 0:
+        bad = value[position]
+        kind = "a NUL character" if bad == "\0" else f"the lone surrogate \\u{ord(bad):04x}"
+        raise RowError(f"{name} holds {kind} at character {position + 1}: delete it")
+    if not empty and (not value or value.isspace()):
         raise RowError(f"{name} is empty: write the text, or delete the row")
     return value
 
 
+def find_unencodable(text: str) -> int:
+    """Return the place of the first character that cannot be passed on, or -1.
+
+    Lone surrogates have no UTF-8 form, so no tokenizer can take them; NUL ends strings in half of the world's
+    tools.
+    """
+    nul = text.find("\0")
+    if text.isascii():
+        return nul
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start if nul < 0 else min(error.start, nul)
+    return nul
+
+
 def get_text(record: dict[str, Any], key: str, name: str, *, empty: bool = True) -> str:
     if key not in record:
-        raise RowError(f"{name} is missing (keys found: {', '.join(record) or 'none'}): add it")
+        raise RowError(describe_missing(record, name))
     return check_text(record[key], name, empty=empty)
+
+
+def describe_missing(record: dict[str, Any], name: str) -> str:
+    return f"{name} is missing (keys found: {', '.join(map(str, record)) or 'none'}): add it"
 
 
 def optional_text(record: dict[str, Any], key: str, name: str) -> str:
     """An absent or null key counts as no text."""
-    return "" if record.get(key) is None else check_text(record[key], name)
+    value = record.get(key)
+    return "" if value is None else check_text(value, name)
 
 
 def read_flag(record: dict[str, Any], key: str, name: str) -> bool | None:
@@ -51,17 +72,18 @@ def read_flag(record: dict[str, Any], key: str, name: str) -> bool | None:
         return value
     # OpenAI's fine-tuning files weigh a message 0 or 1.
     as_text = str(value).strip().lower()
-    if as_text in ("true", "1"):
+    if as_text in ("true", "1", "1.0"):
         return True
-    if as_text in ("false", "0"):
+    if as_text in ("false", "0", "0.0"):
         return False
     raise RowError(f"{name} is {value!r}: write true or false")
 
 
-def count_unused(record: dict[str, Any], used: tuple[str, ...], prefix: str, unused: Counter[str]) -> None:
-    for key in record:
-        if key not in used:
-            unused[prefix + key] += 1
+def count_unused(record: dict[str, Any], used: frozenset[str], prefix: str, unused: Counter[str]) -> None:
+    """Count the keys that hold something and are not read."""
+    for key in record.keys() - used:
+        if record[key] is not None:
+            unused[prefix + str(key)] += 1
 
 
 def expect_object(record: Any) -> dict[str, Any]:

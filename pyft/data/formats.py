@@ -1,10 +1,14 @@
-"""Turn records of any known format into rows: a list of messages, or one plain text.
+"""Turn records of any known format into rows: a conversation, a plain text, or tokens.
 
     text        {"text": ".."}                                                   a document, for pretraining
-    messages    {"messages": [{"role": "..", "content": "..", "loss": true?}]}   or the bare list
-    sharegpt    {"conversations": [{"from": "human|gpt|..", "value": ".."}], "system": "?"}
+    messages    {"messages": [{"role": "..", "content": "..", "loss": true?}], "tools": ?} or the bare list
+    sharegpt    {"conversations": [{"from": "human|gpt|..", "value": ".."}], "system": "?", "tools": "?"}
     alpaca      {"instruction": "..", "input": "?", "output": "..", "system": "?", "history": [["u", "a"]]?}
+    prompt      {"prompt": ".." or [messages], "completion": ".." or [messages]}
+    query       {"query": "..", "response": "..", "history": ?, "system": "?"}
     xtuner      {"conversation": [{"system": "?", "input": "..", "output": "..", "output_with_loss": true?}]}
+    preference  {"prompt": .., "chosen": .., "rejected": ..}; or alpaca or sharegpt with the two answers
+    tokenized   {"input_ids": [..], "labels": [..]}
 
 A file has one format, found from its first 100 rows or given; a row that does not fit it is an error with
 its line. Rows that a format's convention leaves out (alpaca's `<nooutput>`) and keys that nothing reads are
@@ -13,37 +17,228 @@ counted. How a single record is converted is in converters.py.
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
-from typing import Any
+from itertools import chain
 
-from pyft.config import DataError
-from pyft.data.converters import (
-    CONVERTERS,
-    FORMATS,
-    REQUIRED_KEYS,
-    LeaveOut,
-    Message,
-    Row,
-    RowError,
-    detect_record,
-)
-from pyft.data.rows import Record, json_type, read_records
+from pyft.config import DataError, DataSource
+from pyft.data.columns import check_columns, check_present, rename_keys
+from pyft.data.conversation import Message, Row
+from pyft.data.converters import CONVERTERS, FORMATS, REQUIRED_KEYS, LeaveOut, RowError
+from pyft.data.detection import describe_unknown, detect_record
+from pyft.data.field_maps import get_map
+from pyft.data.files import expand_source
+from pyft.data.reading import RawChunk, read_chunks
+from pyft.data.rows import Record
 
-__all__ = ["FORMATS", "Message", "Row", "RowFile", "read_rows"]
+__all__ = [
+    "FORMATS",
+    "REQUIRED_KEYS",
+    "LeaveOut",
+    "Message",
+    "Row",
+    "RowFile",
+    "RowFormat",
+    "convert_record",
+    "describe",
+    "iter_rows",
+    "read_head",
+    "read_rows",
+    "resolve_format",
+]
 
-_DETECTION_ROWS = 100
+DETECTION_ROWS = 100
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """How one file is read: its format, {the format's key: the file's key}, system text of rows without one.
+
+    `detected` says that the format was found from the rows; `map` names the field map it comes from, if any.
+    """
+
+    name: str
+    detected: bool
+    columns: dict[str, str]
+    system: str | None
+    map: str | None = None
+
+
+def resolve_format(
+    source: DataSource, head: Sequence[Record], path: str, *, on_bad_record: str = "error"
+) -> RowFormat:
+    """Settle how a file is read.
+
+    ConfigError is raised further down where the source names a field map or a key of its format that is none.
+
+    Args:
+        source: The source the file belongs to.
+        head: Its first records; those after the hundredth do not count.
+        path: The file, for messages.
+        on_bad_record: "error": all of them must have one format; "skip": the most frequent one is taken.
+
+    Returns:
+        The format.
+
+    Raises:
+        DataError: The rows have no known format, or several; or a key named in `columns` is in none of them.
+    """
+    format, columns, system = get_map(source.map) if source.map else ("auto", {}, None)
+    if source.format != "auto":
+        format = source.format
+    columns |= source.columns
+    system = source.system if source.system is not None else system
+    check_columns(source.columns, format)
+    records = [record for record in head[:DETECTION_ROWS] if record.error is None]
+    detected = format == "auto"
+    if not records and detected:
+        raise DataError(_describe_no_records(path, head))
+    check_present(columns if not source.map else source.columns, [record.value for record in records], path)
+    if detected:
+        if on_bad_record == "error":
+            _raise_first_error(head)
+        format = _detect(records, columns, on_bad_record)
+        check_columns(source.columns, format)
+    return RowFormat(format, detected, columns, system, source.map)
+
+
+def _describe_no_records(path: str, head: Sequence[Record]) -> str:
+    if not head:
+        return f"{path}: the file is empty: give it at least one row, or take it out of the recipe"
+    if len(head) == 1:
+        return str(head[0].error)
+    return f"{head[0].error} (and none of the first {len(head[:DETECTION_ROWS])} rows can be read)"
+
+
+def _raise_first_error(head: Sequence[Record]) -> None:
+    for record in head[:DETECTION_ROWS]:
+        if record.error is not None:
+            raise DataError(record.error)
+
+
+def _detect(records: Sequence[Record], columns: Mapping[str, str], on_bad_record: str) -> str:
+    values = [rename_keys(record.value, columns, Counter()) for record in records]
+    found = [detect_record(value) for value in values]
+    votes = Counter(name for name in found if name is not None)
+    if on_bad_record == "skip" and votes:
+        return votes.most_common(1)[0][0]
+    first = next(iter(votes), None)
+    for record, value, name in zip(records, values, found, strict=True):
+        if name is None:
+            raise DataError(f"{record.source}: {describe_unknown(value)}")
+        if name != first:
+            raise DataError(
+                f"{record.source}: this row is {name}, the rows before it are {first}: "
+                "put rows of one format in one file"
+            )
+    return str(first)
+
+
+def convert_record(record: Record, format: RowFormat, unused: Counter[str]) -> Row:
+    """Convert one record; LeaveOut is raised further down for one that its format leaves out.
+
+    Args:
+        record: The record.
+        format: What resolve_format gave for its file.
+        unused: Counts keys that are not read.
+
+    Returns:
+        The row.
+
+    Raises:
+        DataError: The record cannot be decoded, or does not fit the format.
+    """
+    if record.error is not None:
+        raise DataError(record.error)
+    value, source = record.value, record.source
+    try:
+        if format.columns:
+            value = rename_keys(value, format.columns, unused)
+        return CONVERTERS[format.name](value, source, unused)
+    except RowError as error:
+        found = detect_record(value)
+        if found is not None and found != format.name and format.name in FORMATS:
+            first = "the rows before it are" if format.detected else "the recipe says"
+            raise DataError(
+                f"{source}: this row is {found}, {first} {format.name}: put rows of one format in one file"
+            ) from None
+        raise DataError(f"{source}: {error}") from None
+
+
+def read_head(chunks: Iterator[RawChunk]) -> tuple[list[Record], Iterator[RawChunk]]:
+    """Decode the first records of a file, which resolve_format asks for.
+
+    Args:
+        chunks: What read_chunks gives.
+
+    Returns:
+        They, and all chunks, those they come from included.
+    """
+    head: list[Record] = []
+    read: list[RawChunk] = []
+    for chunk in chunks:
+        read.append(chunk)
+        missing = DETECTION_ROWS - len(head)
+        head.extend((chunk.take(range(missing)) if len(chunk) > missing else chunk).decode())
+        if len(head) >= DETECTION_ROWS:
+            break
+    return head, chain(read, chunks)
+
+
+def iter_rows(source: DataSource, *, on_bad_record: str = "error") -> Iterator[Row]:
+    """Read a whole source, one row after another, in this process.
+
+    Args:
+        source: The source.
+        on_bad_record: "error", or "skip" to pass over records that cannot be used.
+
+    Yields:
+        Row: The rows in order, but those that their format leaves out.
+
+    Raises:
+        DataError: A file, or with "error" a record, cannot be used.
+    """
+    unused: Counter[str] = Counter()
+    for file in expand_source(source)[0]:
+        head, chunks = read_head(read_chunks(file))
+        format = resolve_format(source, head, file.path, on_bad_record=on_bad_record)
+        for record in chain.from_iterable(chunk.decode() for chunk in chunks):
+            try:
+                yield convert_record(record, format, unused)
+            except LeaveOut:
+                continue
+            except DataError:
+                if on_bad_record == "error":
+                    raise
+
+
+def describe(path: str, format: RowFormat, num_rows: int, unused: Mapping[str, int]) -> str:
+    """Say in one line how a file was read.
+
+    Args:
+        path: The file.
+        format: Its format.
+        num_rows: Records in it.
+        unused: Keys that were not read, and in how many rows.
+
+    Returns:
+        For the console: path, format, how it was chosen, rows, keys not used.
+    """
+    how = "found from its keys" if format.detected else "as given"
+    if format.map and not format.detected:
+        how = f"map {format.map}"
+    line = f"{path}: format {format.name} ({how}), {num_rows} rows"
+    if unused:
+        named = sorted(unused.items(), key=lambda item: (-item[1], item[0]))
+        line += f"; keys not used: {', '.join(f'{key} ({count})' for key, count in named[:8])}"
+        line += f" and {len(named) - 8} more" if len(named) > 8 else ""
+    return line
 
 
 @dataclass
 class RowFile:
-    """The rows of one file and what was counted while reading them.
-
-    Every record read is in `rows` or counted in `left_out`; `unused_keys` counts keys that no row used.
-    """
+    """The rows of one source and what was counted while reading them."""
 
     path: str
     format: str
@@ -54,115 +249,23 @@ class RowFile:
     unused_keys: Counter[str] = field(default_factory=Counter)
 
     def describe(self) -> str:
-        """Say in one line which format the file was read as.
-
-        Returns:
-            For the console: path, format, how it was chosen, rows, keys not used.
-        """
-        how = "found from its keys" if self.detected else "as given"
-        line = f"{self.path}: format {self.format} ({how}), {self.records_read} rows"
-        if self.unused_keys:
-            keys = ", ".join(f"{key} ({count})" for key, count in self.unused_keys.most_common(8))
-            line += f"; keys not used: {keys}"
-        return line
+        """Say in one line which format the file was read as."""
+        format = RowFormat(self.format, self.detected, {}, None)
+        return describe(self.path, format, self.records_read, self.unused_keys)
 
 
 def read_rows(path: str, format: str = "auto") -> RowFile:
-    """Read a whole file as rows.
-
-    DataError is raised further down where the file or a row in it cannot be read as one format; the message
-    has file and line.
-
-    Args:
-        path: A .jsonl, .json or .txt file.
-        format: One of FORMATS, or "auto": all of the first 100 rows must agree.
-
-    Returns:
-        The rows in file order, with counts.
-    """
-    records = read_records(path)
-    head = list(islice(records, _DETECTION_ROWS))
-    detected = format == "auto"
-    chosen = _detect(path, head) if detected else format
-    result = RowFile(path, chosen, detected)
-    convert = CONVERTERS[chosen]
-    for record in chain(head, records):
-        result.records_read += 1
-        _convert(record, convert, result)
+    """Read a whole source as rows."""
+    source = DataSource.model_construct(path=path, format=format)
+    result = RowFile(path, format, format == "auto")
+    for file in expand_source(source)[0]:
+        head, chunks = read_head(read_chunks(file))
+        row_format = resolve_format(source, head, file.path)
+        result.format = row_format.name
+        for record in chain.from_iterable(chunk.decode() for chunk in chunks):
+            result.records_read += 1
+            try:
+                result.rows.append(convert_record(record, row_format, result.unused_keys))
+            except LeaveOut as reason:
+                result.left_out[str(reason)] += 1
     return result
-
-
-def _convert(record: Record, convert: Callable[..., Row], result: RowFile) -> None:
-    try:
-        result.rows.append(convert(record.value, record.source, result.unused_keys))
-    except LeaveOut as reason:
-        result.left_out[str(reason)] += 1
-    except RowError as error:
-        found = detect_record(record.value)
-        if found is not None and found != result.format:
-            first = "the rows before it are" if result.detected else "the recipe says"
-            raise DataError(
-                f"{record.source}: this row is {found}, {first} {result.format}: put rows of one format "
-                "in one file"
-            ) from None
-        raise DataError(f"{record.source}: {error}") from None
-
-
-def _detect(path: str, head: list[Record]) -> str:
-    first = None
-    for record in head:
-        found = detect_record(record.value)
-        if found is None:
-            raise DataError(f"{record.source}: {_describe_unknown(record.value)}")
-        if first is None:
-            first = found
-        elif found != first:
-            raise DataError(
-                f"{record.source}: this row is {found}, the rows before it are {first}: "
-                "put rows of one format in one file"
-            )
-    if first is None:
-        raise DataError(f"{path}: the file is empty: give it at least one row, or take it out of the recipe")
-    return first
-
-
-def _describe_unknown(value: Any) -> str:
-    if not isinstance(value, dict):
-        return f"the row is {json_type(value)}, not an object: each row is an object such as {{'text': '..'}}"
-    if not value:
-        return "the row is an empty object: fill it or delete it"
-    found = ", ".join(value)
-    if {"role", "content"} <= value.keys():
-        return (
-            f"the row is a single message (keys {found}), not a conversation: "
-            'put a conversation\'s messages in one row, {"messages": [..]}'
-        )
-    if {"chosen", "rejected"} <= value.keys():
-        return (
-            f"the row is a preference (keys {found}), from which neither mode sft nor pretrain learns: "
-            "give rows of conversations or texts"
-        )
-    nearest, missing = _nearest_format(value)
-    if not missing:
-        return (
-            f"no known format fits the keys {found}: nearest is {nearest}, whose "
-            f"{REQUIRED_KEYS[nearest][0]!r} "
-            "is not what that format holds: see data.train[].format"
-        )
-    return (
-        f"no known format fits the keys {found}: nearest is {nearest}, which lacks {', '.join(missing)}: "
-        f"rename the keys (formats read: {', '.join(FORMATS)})"
-    )
-
-
-def _nearest_format(value: dict[str, Any]) -> tuple[str, list[str]]:
-    """Return the format whose required keys are most nearly there, and those that are missing."""
-
-    def closeness(name: str) -> tuple[float, float]:
-        required = REQUIRED_KEYS[name]
-        present = sum(key in value for key in required) / len(required)
-        alike = max(difflib.SequenceMatcher(None, want, key).ratio() for want in required for key in value)
-        return present, alike
-
-    nearest = max(FORMATS, key=closeness)
-    return nearest, [key for key in REQUIRED_KEYS[nearest] if key not in value]

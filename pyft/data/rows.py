@@ -1,37 +1,51 @@
-"""Read records out of .jsonl, .json and .txt files, saying exactly where a broken one is.
+"""Decode JSON records, a line or an array of them, saying exactly where a broken one is.
 
-    .jsonl   one JSON value a line; only "\\n" ends a line (a "\\r" before it is dropped); blanks are skipped
-    .json    one array, whose elements are the records; numbered from 1
-    .txt     the whole file is one document
+    line    one JSON value; a record that cannot be decoded does not touch its neighbours
+    array   its elements are the records, numbered from 1; from a syntax error on nothing can be told apart
 
-What a record means is not known here: that is formats.py. Nothing is guessed or repaired: a file that
-cannot be read to its end raises a DataError `file:line:column: what: how to mend it`.
+What a record means is not known here: that is formats.py. Nothing is guessed or repaired. A key that stands
+twice in an object is an error: whichever value were kept, the other would be lost without a word.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyft.config import DataError
+from pyft.data.files import hash_file
 
-SUFFIXES = (".jsonl", ".json", ".txt")
-_BOM = b"\xef\xbb\xbf"
+__all__ = [
+    "BOM",
+    "Record",
+    "check_encoding",
+    "decode_array",
+    "decode_json",
+    "decode_line",
+    "decode_utf8",
+    "hash_file",
+    "json_type",
+]
+
+BOM = b"\xef\xbb\xbf"
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _BLANK = " \t\r\n"
 
 
 class Record(NamedTuple):
-    """One record and where it stands: `source` is `file:line` (array: `file:row`), both from 1."""
+    """One record and where it stands: `source` is `file:line`, or `file:row`, both from 1.
+
+    One that cannot be decoded has no value but an `error`: the whole message.
+    """
 
     value: Any
     source: str
+    error: str | None = None
 
 
-class _DuplicateKey(Exception):
-    """Raised inside the JSON decoder, which does not know the line."""
+class DuplicateKey(Exception):
+    """Raised inside the JSON decoder, which does not know the line; the argument is the key."""
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -40,90 +54,57 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _DuplicateKey(key)
+                raise DuplicateKey(key)
             seen.add(key)
     return record
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_pairs)
+_LENIENT_DECODER = json.JSONDecoder()
 
 
-def _decode_value(text: str, start: int, where: str) -> tuple[Any, int]:
-    """Decode one JSON value; its syntax errors (JSONDecodeError) are the caller's to describe."""
-    try:
-        return _DECODER.raw_decode(text, start)
-    except json.JSONDecodeError:
-        raise
-    except _DuplicateKey as error:
-        key = json.dumps(error.args[0], ensure_ascii=False)
-        raise DataError(f"{where}: the key {key} stands twice in one record: keep one of them") from None
-    except RecursionError:
-        raise DataError(f"{where}: the record is nested too deeply: flatten it") from None
-    except ValueError as error:
-        raise DataError(f"{where}: a number cannot be read ({error}): shorten it") from None
+def decode_json(text: str) -> Any:
+    """Decode one JSON value that stands in a string of a record.
 
-
-def read_records(path: str) -> Iterator[Record]:
-    """Yield the records of one file in file order.
+    json.JSONDecodeError and DuplicateKey are raised further down.
 
     Args:
-        path: A .jsonl, .json or .txt file.
-
-    Yields:
-        Record: The decoded value and its source.
-
-    Raises:
-        DataError: The file is absent, a folder, unreadable, empty, not UTF-8, or broken at some line.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in SUFFIXES and not Path(path).is_dir():
-        kinds = ", ".join(SUFFIXES)
-        raise DataError(
-            f"{path}: files ending in {suffix or 'nothing'!r} are not read: convert it to one of {kinds}"
-        )
-    reader = {".json": _read_array, ".txt": _read_document}.get(suffix, _read_lines)
-    found = False
-    try:
-        for record in reader(path):
-            found = True
-            yield record
-    except OSError as error:
-        raise DataError(_describe_os_error(path, error)) from error
-    if not found:
-        raise DataError(f"{path}: the file is empty: give it at least one row, or take it out of the recipe")
-
-
-def hash_file(path: str) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal.
-
-    Args:
-        path: The file.
+        text: The value, with nothing but blanks around it.
 
     Returns:
-        64 hexadecimal digits.
+        It, decoded.
+    """
+    return _DECODER.decode(text)
+
+
+def check_encoding(path: str, start: bytes) -> None:
+    """Refuse UTF-16, which would otherwise fail somewhere inside.
+
+    Args:
+        path: The file, for the message.
+        start: Its first bytes.
 
     Raises:
-        DataError: The file cannot be read.
+        DataError: It begins with UTF-16's byte order mark.
     """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(_describe_os_error(path, error)) from error
+    if start.startswith(_UTF16_BOMS):
+        raise DataError(f"{path}:1:1: the file is UTF-16, not UTF-8: save the file as UTF-8")
 
 
-def _describe_os_error(path: str, error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"{path}: no such file: check the path (it is relative to the current folder)"
-    if isinstance(error, IsADirectoryError):
-        return f"{path}: is a folder: name the files in it, one entry under data.train each"
-    if isinstance(error, PermissionError):
-        return f"{path}: may not be read ({error.strerror}): give this user the right to read it"
-    return f"{path}: cannot be read ({error.strerror or error}): check the disk and the path"
+def decode_utf8(raw: bytes, path: str, line: int) -> str:
+    """Decode text.
 
+    Args:
+        raw: The bytes.
+        path: Their file, for the message.
+        line: The number of the first line in them.
 
-def _decode(raw: bytes, path: str, line: int) -> str:
-    """Decode UTF-8; `line` is the number of the first line in `raw`."""
+    Returns:
+        The text.
+
+    Raises:
+        DataError: They are not UTF-8; with the line, and the column in bytes.
+    """
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -132,49 +113,95 @@ def _decode(raw: bytes, path: str, line: int) -> str:
         at_byte = error.start - (before.rfind(b"\n") + 1) + 1
         raise DataError(
             f"{path}:{at_line}:{at_byte}: byte 0x{raw[error.start]:02x} is not UTF-8 (the column counts "
-            "bytes): "
-            "save the file as UTF-8"
+            "bytes): save the file as UTF-8"
         ) from error
 
 
-def _read_lines(path: str) -> Iterator[Record]:
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if number == 1:
-                raw = raw.removeprefix(_BOM)
-            text = _decode(raw, path, number)
-            whole = text.endswith("\n")
-            text = text.removesuffix("\n").removesuffix("\r")
-            if not text.strip(_BLANK):
-                continue
-            yield Record(_parse_line(text, path, number, whole), f"{path}:{number}")
+def decode_line(raw: bytes, path: str, number: int, *, ended: bool = True) -> Record:
+    """Decode one line of JSON.
+
+    Args:
+        raw: The line without its end; not blank.
+        path: Its file.
+        number: Its number, from 1.
+        ended: Whether a newline stands behind it; the last line without one may be cut.
+
+    Returns:
+        The record, or what is wrong with it.
+    """
+    source = f"{path}:{number}"
+    try:
+        return Record(_parse_line(decode_utf8(raw, path, number), source, number, ended), source)
+    except DataError as error:
+        return Record(None, source, str(error))
 
 
-def _parse_line(text: str, path: str, number: int, whole: bool) -> Any:
+def _parse_line(text: str, source: str, number: int, ended: bool) -> Any:
     try:
         start = len(text) - len(text.lstrip(_BLANK))
-        value, end = _decode_value(text, start, f"{path}:{number}")
+        value, end = _decode_value(text, start, source)
         if text[end:].strip(_BLANK):
             raise json.JSONDecodeError("a second value on the line", text, end)
         return value
     except json.JSONDecodeError as error:
-        where = f"{path}:{number}:{error.pos + 1}"
-        if not whole:
+        where = f"{source}:{error.pos + 1}"
+        if not ended:
             raise DataError(
-                f"{where}: the last line is cut ({error.msg}): the file ends inside a record; write the "
-                "file again "
-                "or delete this line"
+                f"{where}: the last line is cut ({error.msg}): the file ends inside a record; write the file "
+                "again or delete this line"
             ) from error
         if number == 1 and text.strip(_BLANK) in ("[", "{"):
             raise DataError(
-                f"{where}: the record goes on over several lines: write one record a line, or name an "
-                "array .json"
+                f"{where}: the record goes on over several lines: write one record a line, or name an array "
+                ".json"
             ) from error
         raise DataError(f"{where}: broken JSON ({error.msg}): mend this line; one record a line") from error
 
 
-def _read_array(path: str) -> Iterator[Record]:
-    text = _decode(Path(path).read_bytes().removeprefix(_BOM), path, 1)
+def _decode_value(text: str, start: int, source: str) -> tuple[Any, int]:
+    """Decode one JSON value; its syntax errors (JSONDecodeError) are the caller's to describe."""
+    try:
+        return _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError:
+        raise
+    except DuplicateKey as error:
+        raise DataError(describe_duplicate_key(source, error.args[0])) from None
+    except RecursionError:
+        raise DataError(f"{source}: the record is nested too deeply: flatten it") from None
+    except ValueError as error:
+        raise DataError(f"{source}: a number cannot be read ({error}): shorten it") from None
+
+
+def describe_duplicate_key(source: str, key: str) -> str:
+    """Say that a key stands twice.
+
+    Args:
+        source: Where.
+        key: Which.
+
+    Returns:
+        The message.
+    """
+    quoted = json.dumps(key, ensure_ascii=False)
+    return f"{source}: the key {quoted} stands twice in one record: keep one of them"
+
+
+def decode_array(raw: bytes, path: str) -> Iterator[Record]:
+    """Decode the records of a JSON array.
+
+    Args:
+        raw: The whole file.
+        path: Its name.
+
+    Yields:
+        Record: One for each element; none where the file is blank.
+
+    Raises:
+        DataError: It is not UTF-8, not an array, or broken at some row.
+    """
+    check_encoding(path, raw)
+    text = decode_utf8(raw.removeprefix(BOM), path, 1)
+    del raw
     start = _skip_blanks(text, 0)
     if start == len(text):
         return
@@ -184,11 +211,8 @@ def _read_array(path: str) -> Iterator[Record]:
     row = 0
     while text[position : position + 1] != "]":
         row += 1
-        try:
-            value, position = _decode_value(text, position, f"{path}:{row}")
-        except json.JSONDecodeError as error:
-            raise DataError(_describe_array_error(path, text, error.pos, error.msg, row)) from error
-        yield Record(value, f"{path}:{row}")
+        record, position = _decode_element(text, position, path, row)
+        yield record
         position = _skip_blanks(text, position)
         follows = text[position : position + 1]
         if follows == ",":
@@ -201,6 +225,22 @@ def _read_array(path: str) -> Iterator[Record]:
     end = _skip_blanks(text, position + 1)
     if end != len(text):
         raise DataError(_describe_array_error(path, text, end, "text after the closing ]", row))
+
+
+def _decode_element(text: str, start: int, path: str, row: int) -> tuple[Record, int]:
+    source = f"{path}:{row}"
+    try:
+        value, end = _decode_value(text, start, source)
+        return Record(value, source), end
+    except json.JSONDecodeError as error:
+        raise DataError(_describe_array_error(path, text, error.pos, error.msg, row)) from error
+    except DataError as error:
+        try:
+            _, end = _LENIENT_DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            raise error from None
+        # Only a key stands twice: where the element ends is known, so the others can still be read.
+        return Record(None, source, str(error)), end
 
 
 def _skip_blanks(text: str, position: int) -> int:
@@ -233,17 +273,16 @@ def _describe_no_array(path: str, text: str, start: int) -> str:
         if isinstance(inner, list) and inner and isinstance(inner[0], dict | list):
             return (
                 f"{where}: the rows are wrapped in an object, under the key "
-                f"{json.dumps(key, ensure_ascii=False)}: "
-                "save that list itself as the file"
+                f"{json.dumps(key, ensure_ascii=False)}: save that list itself as the file"
             )
     return f"{where}: the file holds one object, not an array of rows: put it in [ ]"
 
 
 def json_type(value: Any) -> str:
-    """Name the JSON type of a decoded value, for messages.
+    """Name the type of a decoded value, for messages.
 
     Args:
-        value: What the JSON decoder gave.
+        value: What the decoder of a file gave.
 
     Returns:
         It with its article: `a string`, `an object`; or `null`, `true or false`.
@@ -253,17 +292,5 @@ def json_type(value: Any) -> str:
     if isinstance(value, bool):
         return "true or false"
     names = {int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
-    return names[type(value)]
-
-
-def _read_document(path: str) -> Iterator[Record]:
-    text = _decode(Path(path).read_bytes().removeprefix(_BOM), path, 1).replace("\r\n", "\n")
-    if not text.strip():
-        return
-    position = text.find("\0")
-    if position >= 0:
-        line = text.count("\n", 0, position) + 1
-        raise DataError(
-            f"{path}:{line}: the text holds a NUL character: this is no text file, or delete it there"
-        )
-    yield Record({"text": text}, f"{path}:1")
+    # Parquet and arrow have more types than JSON.
+    return names.get(type(value), f"of type {type(value).__name__}")
