@@ -32,7 +32,7 @@ ENTRY_POINTS = ("train", "stages", "assemble")
 NATIVE = "_pyft_C"
 PLACES: dict[str, tuple[str, ...]] = {
     NATIVE: ("ops.native",),
-    "datasets": ("data.formats",),
+    "datasets": ("data.hub",),
     "transformers": ("model", "data.encode", "chat", "merge"),
 }
 """Package -> the only places where it is imported."""
@@ -46,6 +46,8 @@ HEAVY = {
     "sentencepiece",
     "matplotlib",
     "jinja2",
+    "pyarrow",
+    "numpy",
     NATIVE,
 }
 COMMANDS = ("train", "chat", "merge", "data.__main__", "recipes.__main__", "env")
