@@ -62,6 +62,18 @@ def test_every_key_has_a_comment(name: str) -> None:
         assert not any(re.match(rf"\s*{word}:", line) for word in FOREIGN_NAMES)
 
 
+@pytest.mark.parametrize("name", FOR_REAL_MODELS)
+def test_the_keys_in_comments_can_be_taken_in(name: str, tmp_path: Path) -> None:
+    text = shipped_recipes()[name].read_text(encoding="utf-8")
+    taken, number = re.subn(r"(?m)^(\s+)# (?=\w+: )", r"\1", text)
+    assert number >= 4
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(taken, encoding="utf-8")
+    (stage,) = load_recipe(str(copy), ["train.max_steps=3"]).stages
+    assert stage.data.train[0].weight == 2 and stage.data.train[0].columns
+    assert stage.data.streaming == (stage.mode == "pretrain")
+
+
 @pytest.mark.parametrize("arguments", [(), ("list",)])
 def test_list_names_each_with_its_first_line(capsys: Any, arguments: tuple[str, ...]) -> None:
     assert run(*arguments) == 0
