@@ -20,6 +20,16 @@ def bitsandbytes() -> ModuleType | None:
         return None
 
 
+def trl() -> ModuleType | None:
+    """The TRL package, or None where it does not import (see `missing`)."""
+    try:
+        importlib.import_module("trl.trainer.sft_trainer")
+        return importlib.import_module("trl")
+    except (ImportError, OSError, RuntimeError) as error:
+        _missing["trl"] = str(error).splitlines()[0]
+        return None
+
+
 def missing() -> dict[str, str]:
     """Peers asked for and not importable: name -> reason."""
     return dict(_missing)
@@ -28,7 +38,7 @@ def missing() -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Versions of what takes part, for the results file."""
     found = {"pyft": pyft.__version__}
-    for name in ("torch", "bitsandbytes"):
+    for name in ("torch", "bitsandbytes", "tokenizers", "trl"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

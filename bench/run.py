@@ -44,6 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, default=3.0, help="time spent on each line (at least 3 rounds)"
     )
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE", help="data_preparation: real rows, alpaca or messages"
+    )
+    parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="data_preparation: a real tokenizer")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
     return parser
 
@@ -72,11 +76,13 @@ def run_op(op: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     listed = shapes.SMOKE_SHAPES[op] if options.smoke else shapes.SHAPES[op]
     if options.shape:
         listed = [shapes.parse_shape(text, like=listed[0]) for text in options.shape]
-    build = importlib.import_module(f"cases.{op}").build
+    module = importlib.import_module(f"cases.{op}")
+    if options.rows or options.tokenizer:
+        module.use_files(options.rows, options.tokenizer)
     rows = []
     for shape in listed:
-        for dtype in options.dtype or DTYPES:
-            for case in build(shape, dtype, options.device):
+        for dtype in getattr(module, "DTYPES", None) or options.dtype or DTYPES:
+            for case in module.build(shape, dtype, options.device):
                 budget = 0.0 if options.smoke else options.seconds
                 timings = timing.time_case(case, budget_seconds=budget, min_rounds=3)
                 print(timing.format_line(case, timings), flush=True)
@@ -101,6 +107,8 @@ def main() -> int:
         parser.error("say which: --op NAME, --all or --smoke")
     if options.shape and len(options.op) != 1:
         parser.error("--shape goes with one --op")
+    if (options.rows or options.tokenizer) and options.op != ["data_preparation"]:
+        parser.error("--rows and --tokenizer go with --op data_preparation")
     import peers
     import torch
 

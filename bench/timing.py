@@ -24,8 +24,9 @@ class Case:
         label: variant, dtype and shape, for the line.
         contenders: name -> function that does the work once and returns its result; `pyft` is ours.
         check: contender, result -> None when it is right, otherwise what is wrong.
-        work: floating-point operations or bytes moved in one call.
-        unit: "GFLOP/s" or "GB/s".
+        work: floating-point operations, bytes moved or rows made in one call.
+        unit: name of the rate: "GFLOP/s", "GB/s" or "krows/s".
+        scale: how much of `work` in a second is one `unit`.
     """
 
     op: str
@@ -34,6 +35,7 @@ class Case:
     check: Callable[[str, Any], str | None]
     work: float
     unit: str
+    scale: float = 1e9
 
 
 @dataclass
@@ -92,7 +94,7 @@ def format_line(case: Case, timings: dict[str, Timing]) -> str:
             continue
         text = f"{name} {timing.seconds * 1e6:,.0f} us"
         if name == OURS:
-            text += f" {case.work / timing.seconds / 1e9:,.1f} {case.unit}"
+            text += f" {case.work / timing.seconds / case.scale:,.1f} {case.unit}"
         elif timing.ratio is not None:
             text += f" x{timing.ratio:.2f}"
         parts.append(text)
