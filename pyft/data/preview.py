@@ -17,8 +17,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
-from pyft.data.collate import IGNORED
-from pyft.data.encode import Sample
+from pyft.data.samples import IGNORED, Sample
 
 if TYPE_CHECKING:
     from pyft.data.collate import Batch
