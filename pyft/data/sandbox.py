@@ -3,68 +3,46 @@
 Jinja's immutable sandbox (as in transformers: trimmed blocks, loop controls, `raise_exception`,
 `strftime_now`, `tojson`), plus what it leaves out:
 
-- `{% generation %} .. {% endgeneration %}`, whose positions in the output are reported;
-- limits: output and every string on the way to it, loop rounds in all, seconds. Nested loops pass Jinja's own
-  sandbox (it caps one range(), not their product), so each loop round and each join is counted here.
+- `{% generation %} .. {% endgeneration %}`, whose places in the output are reported. The block writes a
+  character before and after its text, so that its place is right wherever the text goes: into a macro, a
+  variable, a filter;
+- limits, see sandbox_limits.py, which sandbox_tree.py puts into the template's syntax tree.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
-MAX_OUTPUT_CHARACTERS = 16_000_000
-MAX_LOOP_ROUNDS = 2_000_000
-MAX_SECONDS = 10.0
-# Widths make strings of any length out of nothing, and no chat template pads.
-_PADDING_METHODS = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs"})
+from pyft.data import sandbox_limits as limits
+from pyft.data.sandbox_tree import COUNTED, TAKEN, WRITTEN, meter_tree
+
+_MARKS = range(0xFDD0, 0xFDF0)
+"""Characters that Unicode keeps out of texts; two that the conversation does not hold mark a generation."""
+_PRIVATE_ESCAPES = re.compile(r"\\udb[89ab][0-9a-f]\\ud[c-f][0-9a-f]{2}")
+_MAX_DATE_FORMAT = 1000
+_DICT_METHODS = frozenset(dir(dict))
+_LOOP_ATTRIBUTES = frozenset(("first", "last", "index", "index0", "length", "previtem", "nextitem"))
+
+Span = tuple[int, int]
 
 
 class TemplateFailure(Exception):
     """The template could not be parsed, refused the conversation, or went over a limit."""
 
 
-class _Meter:
-    """What one rendering may still use."""
-
-    def __init__(self) -> None:
-        self.rounds_left = MAX_LOOP_ROUNDS
-        self.deadline = time.monotonic() + MAX_SECONDS
-
-    def count_round(self) -> None:
-        self.rounds_left -= 1
-        if self.rounds_left < 0:
-            raise SecurityError(f"it goes through more than {MAX_LOOP_ROUNDS} loop rounds")
-        if self.rounds_left % 1024 == 0:
-            self.check_time()
-
-    def check_time(self) -> None:
-        if time.monotonic() > self.deadline:
-            raise SecurityError(f"it takes more than {MAX_SECONDS:g} seconds")
-
-
-def _check_length(num_characters: int) -> None:
-    if num_characters > MAX_OUTPUT_CHARACTERS:
-        raise SecurityError(f"it writes more than {MAX_OUTPUT_CHARACTERS} characters")
-
-
-def _check_size(value: Any) -> Any:
-    if isinstance(value, str | list | tuple):
-        _check_length(len(value))
-    return value
-
-
 class _GenerationMarks(Extension):
-    """The block `{% generation %}`: reports where its output starts and ends."""
+    """The block `{% generation %}`."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja's own way to declare it)
 
@@ -78,98 +56,132 @@ class _GenerationMarks(Extension):
 
 
 class _Rendering:
-    """One rendering under way: the pieces written so far and the marks found."""
+    """One rendering under way."""
 
-    def __init__(self) -> None:
-        self.meter = _Meter()
-        self.num_characters = 0
-        self.pieces: list[str] = []
-        self.spans: list[tuple[int, int]] = []
+    def __init__(self, marks: tuple[str, str]) -> None:
+        self.meter = limits.Meter()
+        self.marks = marks
+        self.num_marked = 0
 
     def mark(self, caller: Callable[[], str]) -> str:
+        """Enclose the text of a generation block in the two marks."""
         text = caller()
-        self.spans.append((self.num_characters, self.num_characters + len(text)))
-        return text
+        if self.marks[0] in text:
+            raise SecurityError("its generation blocks lie in each other")
+        self.num_marked += 1
+        return f"{self.marks[0]}{text}{self.marks[1]}"
 
-    def collect(self, pieces: Iterable[str]) -> str:
-        for piece in pieces:
-            self.num_characters += len(piece)
-            _check_length(self.num_characters)
-            self.meter.check_time()
-            self.pieces.append(piece)
-        return "".join(self.pieces)
+    def collect(self, stream: Iterable[str]) -> str:
+        """Join the output."""
+        pieces = []
+        length = 0
+        for piece in stream:
+            length += len(piece)
+            if length > limits.MAX_CHARACTERS:
+                limits.check_length(length)
+            pieces.append(piece)
+        return "".join(pieces)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox with counted loops and measured strings."""
+    """The sandbox with everything counted."""
 
-    intercepted_binops = frozenset({"+", "*", "%", "**"})
+    intercepted_binops = frozenset({"*", "%", "**"})
 
     def __init__(self) -> None:
+        self.rendering = _Rendering(("", ""))
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMarks, loopcontrols])
-        self.rendering = _Rendering()
-        self.filters["tojson"] = _to_json
-        self.filters["_counted"] = self._count_rounds
-        self.filters["_measured"] = _check_size
-        del self.filters["center"]
+        for name in limits.UNSAFE_FILTERS:
+            del self.filters[name]
+        for name in limits.UNSAFE_GLOBALS:
+            del self.globals[name]
+        self.filters |= {"tojson": _to_json, "format": _format}
+        self.filters = {name: self._metered(name, function) for name, function in self.filters.items()}
+        self.filters |= {
+            COUNTED: lambda values: self.rendering.meter.count_rounds(values),
+            TAKEN: lambda value: self.rendering.meter.take(value),
+            WRITTEN: lambda value: self.rendering.meter.take(str(value)),
+        }
+        self.globals["namespace"] = limits.PlainNamespace
         self.globals["raise_exception"] = _raise_exception
-        self.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+        self.globals["strftime_now"] = _format_now
 
-    def _count_rounds(self, values: Iterable[Any]) -> Iterator[Any]:
-        meter = self.rendering.meter
-        for value in values:
-            meter.count_round()
-            yield value
+    def concat(self, pieces: Iterable[str]) -> str:
+        """Join what was written into a buffer (Jinja's generated code looks this name up)."""
+        pieces = list(pieces)
+        limits.check_length(sum(map(len, pieces)))
+        return self.rendering.meter.take("".join(pieces))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" and not (abs(left) < 1e6 and abs(right) < 64):
-            raise SecurityError("it raises a large number to a power")
-        if operator == "*":
-            for text, times in ((left, right), (right, left)):
-                if isinstance(text, str | list | tuple) and isinstance(times, int):
-                    _check_length(len(text) * times)
-        return _check_size(super().call_binop(context, operator, left, right))
+        limits.check_operation(operator, left, right)
+        return self.rendering.meter.take(super().call_binop(context, operator, left, right))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if isinstance(obj, str) and attr in _PADDING_METHODS:
-            return False
-        return super().is_safe_attribute(obj, attr, value)
+        methods = limits.SAFE_METHODS.get(type(obj))
+        return super().is_safe_attribute(obj, attr, value) if methods is None else attr in methods
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        # The way of nearly every `message.role`, without the exceptions that Jinja's own way goes through.
+        if type(obj) is dict and attribute not in _DICT_METHODS:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if type(obj) is LoopContext and attribute in _LOOP_ATTRIBUTES:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        format_safely = super().wrap_str_format(value)
+        if format_safely is None:
+            return None
+
+        @wraps(format_safely)
+        def format_measured(*args: Any, **kwargs: Any) -> str:
+            limits.check_method(value.__self__, "format", (args, kwargs))
+            return format_safely(*args, **kwargs)
+
+        return format_measured
 
     def call(self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        meter = self.rendering.meter
         text = getattr(__obj, "__self__", None)
-        if isinstance(text, str) and getattr(__obj, "__name__", "") == "replace" and len(args) >= 2:
-            _check_length(len(text) + text.count(args[0]) * len(args[1]))
-        return super().call(__context, __obj, *args, **kwargs)
+        if isinstance(text, str):
+            args = limits.check_method(text, __obj.__name__, args)
+        elif isinstance(__obj, LoopContext):
+            args = tuple(meter.count_rounds(values) for values in args)
+        meter.step()
+        return meter.take(super().call(__context, __obj, *args, **kwargs))
+
+    def _metered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        check = limits.FILTER_CHECKS.get(name)
+        num_passed = hasattr(function, "jinja_pass_arg")
+
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if check is not None:
+                args, kwargs = (*args[:num_passed], *check(*args[num_passed:], **kwargs)), {}
+            return self.rendering.meter.take(function(*args, **kwargs))
+
+        return run
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
-        for loop in tree.find_all(nodes.For):
-            loop.iter = nodes.Filter(loop.iter, "_counted", [], [], None, None, lineno=loop.lineno)
-        _measure_joins(tree)
+        meter_tree(tree)
         tree.set_environment(self)
         return tree
 
 
-def _measure_joins(node: nodes.Node) -> None:
-    """Wrap every `a ~ b` so that its length is checked (the sandbox does not intercept it)."""
-    for name, value in node.iter_fields():
-        if isinstance(value, list):
-            setattr(node, name, [_measured(child) for child in value])
-        else:
-            setattr(node, name, _measured(value))
-
-
-def _measured(value: Any) -> Any:
-    if not isinstance(value, nodes.Node):
-        return value
-    _measure_joins(value)
-    if isinstance(value, nodes.Concat):
-        return nodes.Filter(value, "_measured", [], [], None, None, lineno=value.lineno)
-    return value
-
-
 def _raise_exception(message: str) -> None:
     raise jinja2.exceptions.TemplateError(message)
+
+
+def _format_now(format: str) -> str:
+    if len(format) > _MAX_DATE_FORMAT:
+        raise SecurityError("its date format is very long")
+    return datetime.now().strftime(format)
+
+
+def _format(value: Any, *args: Any, **kwargs: Any) -> str:
+    limits.check_operation("%", str(value), kwargs or args)
+    return str(value) % (kwargs or args)
 
 
 def _to_json(
@@ -179,9 +191,14 @@ def _to_json(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(
+    limits.check_width(indent)
+    text = json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    if ensure_ascii:
+        # Placeholders (see rendering.py) stay what they are: they stand for something else.
+        return _PRIVATE_ESCAPES.sub(lambda match: json.loads(f'"{match[0]}"'), text)
+    return text
 
 
 class CompiledTemplate:
@@ -189,32 +206,60 @@ class CompiledTemplate:
 
     def __init__(self, source: str) -> None:
         self._environment = _Environment()
+        if len(source) > limits.MAX_SOURCE_CHARACTERS:
+            raise TemplateFailure(f"it is longer than {limits.MAX_SOURCE_CHARACTERS} characters")
         try:
             self._template = self._environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
+            self._globals = dict(self._template.globals)
+        except Exception as error:  # Python's own compiler refuses some, too
             line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise TemplateFailure(f"it is no valid Jinja{line}: {error}") from error
 
-    def render(self, variables: dict[str, Any]) -> tuple[str, list[tuple[int, int]]]:
+    def render(self, variables: dict[str, Any]) -> tuple[str, list[Span]]:
         """Render with `variables`.
+
+        TemplateFailure is raised further down where the template refuses, fails, or goes over a limit.
 
         Args:
             variables: What the template can see: plain strings, numbers, lists and dicts only.
 
         Returns:
             The text, and the character spans of its generation blocks.
-
-        Raises:
-            TemplateFailure: The template refused, failed, or went over a limit.
         """
-        rendering = self._environment.rendering = _Rendering()
+        opening, closing = chr(_MARKS[0]), chr(_MARKS[1])
+        text, num_marked = self._render(variables, (opening, closing))
+        if text.count(opening) != num_marked or text.count(closing) != num_marked:
+            written = json.dumps(variables, ensure_ascii=False)
+            opening, closing = [chr(code) for code in _MARKS if chr(code) not in written][:2]
+            text, num_marked = self._render(variables, (opening, closing))
+        return _take_marks(text, opening, closing) if num_marked else (text, [])
+
+    def _render(self, variables: dict[str, Any], marks: tuple[str, str]) -> tuple[str, int]:
+        rendering = self._environment.rendering = _Rendering(marks)
         try:
-            text = rendering.collect(self._template.generate(**variables))
-        except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError) as error:
-            raise TemplateFailure(str(error) or type(error).__name__) from error
+            context = self._template.new_context(self._globals | variables, shared=True)
+            text = rendering.collect(self._template.root_render_func(context))
         except (RecursionError, MemoryError) as error:
             raise TemplateFailure(f"it needs too much ({type(error).__name__})") from error
-        return text, rendering.spans
+        except Exception as error:  # a program of anyone's fails in any way
+            raise TemplateFailure(str(error) or type(error).__name__) from error
+        return text, rendering.num_marked
+
+
+def _take_marks(text: str, opening: str, closing: str) -> tuple[str, list[Span]]:
+    """Take the marks out of a text, and say where they were."""
+    pieces: list[str] = []
+    spans: list[Span] = []
+    length = 0
+    for number, part in enumerate(text.split(opening)):
+        marked, found, rest = part.partition(closing) if number else ("", "", part)
+        if number:
+            if not found:
+                raise TemplateFailure("its generation blocks lie in each other")
+            spans.append((length, length + len(marked)))
+        pieces += (marked, rest)
+        length += len(marked) + len(rest)
+    return "".join(pieces), spans
 
 
 @lru_cache(maxsize=32)

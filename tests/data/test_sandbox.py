@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pyft.data import sandbox
+from pyft.data import sandbox_limits
 from pyft.data.sandbox import TemplateFailure, compile_template
 
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<a & b>"}]
@@ -76,7 +76,7 @@ def test_what_is_stopped(source, fragment):
 
 
 def test_time_is_limited(monkeypatch):
-    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.0)
+    monkeypatch.setattr(sandbox_limits, "MAX_SECONDS", 0.0)
     with pytest.raises(TemplateFailure, match="takes more than 0 seconds"):
         render("{% for a in range(99999) %}{% endfor %}{{ 1 }}")
 
