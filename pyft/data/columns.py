@@ -50,7 +50,7 @@ def check_present(columns: Mapping[str, str], values: Sequence[Any], path: str) 
         path: Their file, for the message.
 
     Raises:
-        DataError: A key named in columns is in none of them.
+        DataError: The file's key is in none of them.
     """
     found: dict[str, None] = {}
     for value in values:
@@ -62,8 +62,8 @@ def check_present(columns: Mapping[str, str], values: Sequence[Any], path: str) 
             nearest = difflib.get_close_matches(own, found, n=1, cutoff=0.6)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             raise DataError(
-                f"{path}: no row has the key {own!r} that columns names for {key} (keys found: "
-                f"{', '.join(found) or 'none'}{hint}): write a key of the file"
+                f"{path}: no row has the key {own!r}, which stands for {key} (keys found: "
+                f"{', '.join(found) or 'none'}{hint}): name a key of the file under columns"
             )
 
 

@@ -19,6 +19,7 @@ from pyft.data.fields import (
     expect_object,
     expect_turns,
     get_text,
+    is_plain,
     optional_text,
     read_flag,
 )
@@ -37,6 +38,7 @@ _SHAREGPT_ROLES = {
     "observation": "tool",
     "tool": "tool",
 }
+_PLAIN_SPEAKERS = tuple(speaker for speaker in _SHAREGPT_ROLES if speaker != "function_call")
 _NAMES = ("name", "tool_call_id", "reasoning_content")
 _MESSAGE_KEYS = frozenset(("role", "content", "loss", "weight", "tool_calls", "function_call", *_NAMES))
 _SHAREGPT_KEYS = frozenset(("from", "value", "loss", "weight"))
@@ -132,8 +134,9 @@ def read_turn(value: dict[str, Any], name: str, unused: Counter[str]) -> Message
 def _read_message(
     turn: dict[str, Any], name: str, prefix: str, unused: Counter[str], trained: bool
 ) -> Message:
-    if not turn.keys() <= _MESSAGE_KEYS:
-        count_unused(turn, _MESSAGE_KEYS, prefix, unused)
+    if len(turn) == 2 and is_plain(turn.get("content")) and turn.get("role") in ROLES:
+        return Message(turn["role"], turn["content"], trained or turn["role"] != "assistant")
+    count_unused(turn, _MESSAGE_KEYS, prefix, unused)
     role = get_text(turn, "role", f"{name}.role")
     role = _ROLE_ALIASES.get(role, role)
     if role not in ROLES:
@@ -163,8 +166,11 @@ def _read_message_calls(turn: dict[str, Any], name: str, role: str) -> tuple[dic
 def _read_sharegpt_turn(
     turn: dict[str, Any], name: str, prefix: str, unused: Counter[str], trained: bool
 ) -> Message:
-    if not turn.keys() <= _SHAREGPT_KEYS:
-        count_unused(turn, _SHAREGPT_KEYS, prefix, unused)
+    speaker = turn.get("from")
+    if len(turn) == 2 and is_plain(turn.get("value")) and speaker in _PLAIN_SPEAKERS:
+        role = _SHAREGPT_ROLES[speaker]
+        return Message(role, turn["value"], trained or role != "assistant")
+    count_unused(turn, _SHAREGPT_KEYS, prefix, unused)
     speaker = get_text(turn, "from", f"{name}.from")
     role = _SHAREGPT_ROLES.get(speaker)
     if role is None:

@@ -34,6 +34,11 @@ def check_text(value: Any, name: str, *, empty: bool = True) -> str:
     return value
 
 
+def is_plain(value: Any) -> bool:
+    """Whether a value is a text like most, which passes every check of check_text."""
+    return type(value) is str and bool(value) and not value.isspace() and find_unencodable(value) < 0
+
+
 def find_unencodable(text: str) -> int:
     """Return the place of the first character that cannot be passed on, or -1.
 

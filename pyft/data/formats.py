@@ -94,7 +94,8 @@ def resolve_format(
     detected = format == "auto"
     if not records and detected:
         raise DataError(_describe_no_records(path, head))
-    check_present(columns if not source.map else source.columns, [record.value for record in records], path)
+    needed = {key: own for key, own in columns.items() if key in REQUIRED_KEYS.get(format, ())}
+    check_present(needed | source.columns, [record.value for record in records], path)
     if detected:
         if on_bad_record == "error":
             _raise_first_error(head)
@@ -157,6 +158,8 @@ def convert_record(record: Record, format: RowFormat, unused: Counter[str]) -> R
             value = rename_keys(value, format.columns, unused)
         return CONVERTERS[format.name](value, source, unused)
     except RowError as error:
+        if lacking := _describe_lacking(record, format):
+            raise DataError(f"{source}: {lacking}") from None
         found = detect_record(value)
         if found is not None and found != format.name and format.name in FORMATS:
             first = "the rows before it are" if format.detected else "the recipe says"
@@ -164,6 +167,17 @@ def convert_record(record: Record, format: RowFormat, unused: Counter[str]) -> R
                 f"{source}: this row is {found}, {first} {format.name}: put rows of one format in one file"
             ) from None
         raise DataError(f"{source}: {error}") from None
+
+
+def _describe_lacking(record: Record, format: RowFormat) -> str | None:
+    """Name the key of the file, not the format's, where a record lacks it."""
+    if isinstance(record.value, dict):
+        for key in REQUIRED_KEYS.get(format.name, ()):
+            own = format.columns.get(key, key)
+            if own != key and own not in record.value:
+                found = ", ".join(map(str, record.value)) or "none"
+                return f"{own}, which stands for {key}, is missing (keys found: {found}): add it"
+    return None
 
 
 def read_head(chunks: Iterator[RawChunk]) -> tuple[list[Record], Iterator[RawChunk]]:

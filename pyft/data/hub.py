@@ -6,30 +6,34 @@ what went wrong, and the way that always works: download the files and name them
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from pyft.config import DataError
 from pyft.data.files import HUB_PREFIX, DataFile
+from pyft.data.tables import without_nulls
 
 
 def read_hub(file: DataFile) -> Iterator[tuple[Any, str | None]]:
     """Read the rows of one split.
-
-    DataError is raised further down where the data set cannot be found or reached.
 
     Args:
         file: The data set, its configuration and split.
 
     Yields:
         tuple: A row, and no error.
+
+    Raises:
+        DataError: The data set cannot be found or reached.
     """
     import datasets
 
+    _check_name(file)
     try:
         rows = datasets.load_dataset(_name(file), file.name, split=file.split, streaming=True)
         for row in rows:
-            yield row, None
+            yield {key: without_nulls(value) for key, value in row.items()}, None
     except Exception as error:  # whatever its readers and the network raise: see the module's text
         raise DataError(_describe(file, error)) from error
 
@@ -48,10 +52,20 @@ def revision(file: DataFile) -> str:
     """
     import datasets
 
+    _check_name(file)
     try:
         return str(datasets.load_dataset_builder(_name(file), file.name).hash)
     except Exception as error:  # as above
         raise DataError(_describe(file, error)) from error
+
+
+def _check_name(file: DataFile) -> None:
+    # `datasets` reads a folder of that name instead, whose changes its revision does not tell.
+    if os.path.exists(_name(file)):
+        raise DataError(
+            f"{file.path}: a folder {_name(file)} stands here, which would be read instead: name that folder, "
+            "or go to another one"
+        )
 
 
 def _name(file: DataFile) -> str:

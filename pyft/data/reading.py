@@ -173,8 +173,7 @@ def _read_lines(file: DataFile, chunk_bytes: int) -> Iterator[RawChunk]:
 def _blocks(stream: BinaryIO, path: str, chunk_bytes: int) -> Iterator[tuple[bytes, bool]]:
     """Yield whole lines, about chunk_bytes of them at a time, and whether the file ends there."""
     pieces: list[bytes] = []
-    chunk_bytes = max(chunk_bytes, len(BOM))
-    block = stream.read(chunk_bytes)
+    block = stream.read(chunk_bytes + len(BOM))
     check_encoding(path, block[:2])
     block = block.removeprefix(BOM)
     num_lines = 0

@@ -131,6 +131,14 @@ def decode_line(raw: bytes, path: str, number: int, *, ended: bool = True) -> Re
     """
     source = f"{path}:{number}"
     try:
+        text = raw.decode()
+        value, end = _DECODER.scan_once(text, 0)
+        if end == len(text) or not text[end:].strip(_BLANK):
+            return Record(value, source)
+    except (ValueError, StopIteration, RecursionError, DuplicateKey):
+        pass
+    # Blanks before the value, or something wrong, whose place the slow way finds.
+    try:
         return Record(_parse_line(decode_utf8(raw, path, number), source, number, ended), source)
     except DataError as error:
         return Record(None, source, str(error))

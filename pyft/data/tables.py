@@ -55,7 +55,7 @@ def read_table(file: DataFile, chunk_bytes: int) -> Iterator[tuple[Any, str | No
         for batch in reader(file.path, chunk_bytes):
             _check_columns(file.path, batch.schema.names)
             for row in batch.to_pylist():
-                yield {key: _without_nulls(value) for key, value in row.items()}, None
+                yield {key: without_nulls(value) for key, value in row.items()}, None
     except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -111,11 +111,19 @@ def _slices(batch: Any, chunk_bytes: int) -> Iterator[Any]:
         yield batch.slice(first, num_rows)
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
+    """Take keys that are null out of the objects in a cell.
+
+    Args:
+        value: What stands in the cell.
+
+    Returns:
+        The same without them.
+    """
     if isinstance(value, dict):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list) and value and isinstance(value[0], dict | list):
-        return [_without_nulls(inner) for inner in value]
+        return [without_nulls(inner) for inner in value]
     return value
 
 

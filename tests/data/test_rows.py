@@ -1,21 +1,32 @@
-"""Files that can be read, and every file that cannot: the message names file, line and mend."""
+"""JSON lines, JSON arrays and texts that can be read, and every one that cannot: file, line and mend."""
 
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 
-from pyft.config import DataError
-from pyft.data.formats import read_rows
-from pyft.data.rows import hash_file, read_records
+from pyft.config import DataError, DataSource
+from pyft.data.files import expand_source
+from pyft.data.formats import iter_rows
+from pyft.data.reading import read_chunks
+
+
+def chunks_of(path):
+    (file,) = expand_source(DataSource(path=str(path)))[0]
+    return list(read_chunks(file))
 
 
 def read(tmp_path, content: bytes | str, name: str = "data.jsonl"):
+    """The records of a file; the first that cannot be decoded is raised, as a run would."""
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return list(read_records(str(path)))
+    records = [record for chunk in chunks_of(path) for record in chunk.decode()]
+    for record in records:
+        if record.error is not None:
+            assert record.value is None
+            raise DataError(record.error)
+    return records
 
 
 def fail(tmp_path, content: bytes | str, name: str = "data.jsonl") -> str:
@@ -77,6 +88,11 @@ def test_broken_line_has_line_and_column(tmp_path):
         ('{"text": "a\x00b"}\n', "1:12:", "broken JSON"),
         ('{"text": "a"}\n{"n": ' + "[" * 100_000 + "\n", "2", "nested too deeply"),
         ('{"n": ' + "1" * 5000 + "}\n", "1:", "number"),
+        ('{"text": "a"}\r{"text": "b"}\r', "1:14:", "a second value on the line"),
+        ('{"text": "a"}\n\n  {"text": b}\n', "3:12:", "broken JSON"),
+        ("text\n", "1:1:", "broken JSON"),
+        ("\ufeff{'text': 'a'}\n", "1:2:", "broken JSON"),
+        (b"\xff\xfe{\x00}\x00\n\x00", "1:1:", "UTF-16"),
     ],
 )
 def test_bad_lines(tmp_path, content, where, fragment):
@@ -100,6 +116,9 @@ def test_bad_lines(tmp_path, content, where, fragment):
         ('{"text": "a"}\n{"text": "b"}\n', "1:1:", "name it .jsonl"),
         ('"text"', "1:1:", "holds a string, not an array"),
         (b'[{"text": "a"},\n{"text": "\xff"}]', "2:11:", "byte 0xff is not UTF-8"),
+        (b"\xfe\xff\x00[\x00]", "1:1:", "UTF-16"),
+        ('[{"n": ' + "[" * 100_000, "1:", "nested too deeply"),
+        ('[{"n": ' + "1" * 5000 + "}]", "1:", "number"),
     ],
 )
 def test_bad_arrays(tmp_path, content, where, fragment):
@@ -114,51 +133,31 @@ def test_empty_files(tmp_path, name, content):
     assert "the file is empty" in fail(tmp_path, content, name)
 
 
+def test_a_bad_record_leaves_the_others_alone(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(
+        b'{"text": "a"}\n{"text": \n{"text": "\xe9"}\n\n{"text": "b", "text": "c"}\n{"text": "d"}'
+    )
+    (chunk,) = chunks_of(path)
+    records = list(chunk.decode())
+    assert [record.value for record in records] == [{"text": "a"}, None, None, None, {"text": "d"}]
+    assert [record.error is None for record in records] == [True, False, False, False, True]
+    assert sources(records) == ["1", "2", "3", "5", "6"]
+    for record in records[1:4]:
+        assert record.error.startswith(record.source + ":")
+    # In an array only a key that stands twice does so: after anything else no place is certain.
+    path = tmp_path / "data.json"
+    path.write_text('[{"text": "a", "text": "b"}, {"text": "c"}]')
+    (chunk,) = chunks_of(path)
+    assert [record.value for record in chunk.decode()] == [None, {"text": "c"}]
+
+
 def test_empty_array(tmp_path):
     assert "the file is empty" in fail(tmp_path, "[ ]", "data.json")
 
 
 def test_text_file_with_nul(tmp_path):
     assert fail(tmp_path, b"a\nb\0c", "data.txt").startswith("2: the text holds a NUL")
-
-
-def test_files_that_are_none(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file"):
-        list(read_records(str(tmp_path / "nowhere.jsonl")))
-    (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(DataError, match=r"folder\.jsonl: is a folder"):
-        list(read_records(str(tmp_path / "folder.jsonl")))
-    with pytest.raises(DataError, match=r"is a folder: name the files in it"):
-        list(read_records(str(tmp_path)))
-    with pytest.raises(DataError, match=r"data\.csv: files ending in '\.csv' are not read"):
-        read(tmp_path, "text\na\n", "data.csv")
-    with pytest.raises(DataError, match="no such file"):
-        hash_file(str(tmp_path / "nowhere.jsonl"))
-
-
-def test_unreadable_file(tmp_path, monkeypatch):
-    path = tmp_path / "data.jsonl"
-    path.write_text('{"text": "a"}')
-    real = open
-
-    def refuse(name, *args, **kwargs):
-        if str(name) == str(path):
-            raise PermissionError(13, "Permission denied")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr("builtins.open", refuse)
-    with pytest.raises(DataError, match=r"data\.jsonl: may not be read \(Permission denied\)"):
-        list(read_records(str(path)))
-
-
-def test_hash_is_of_the_content(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.write_bytes(b"x")
-    two.write_bytes(b"x")
-    os.utime(two, (1, 1))
-    assert hash_file(str(one)) == hash_file(str(two))
-    two.write_bytes(b"y")
-    assert hash_file(str(one)) != hash_file(str(two))
 
 
 @pytest.mark.parametrize(
@@ -169,11 +168,12 @@ def test_characters_no_tokenizer_can_take(tmp_path, escape, fragment):
     path = tmp_path / "data.jsonl"
     path.write_text('{"text": "ok"}\n{"text": "a' + escape + 'b"}\n')
     with pytest.raises(DataError) as caught:
-        read_rows(str(path))
+        list(iter_rows(DataSource(path=str(path))))
     assert f"{path}:2: text holds {fragment}" in str(caught.value)
 
 
 def test_surrogate_pair_is_one_character(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps({"text": "😀"}))
-    assert read_rows(str(path)).rows[0].text == "😀"
+    (row,) = iter_rows(DataSource(path=str(path)))
+    assert row.text == "😀"
