@@ -81,6 +81,44 @@ def spm(spm_file):
     return load_tokenizer(str(spm_file))
 
 
+# InternLM's file puts no blank before a text and has control tokens among its pieces; Llama 2's puts one,
+# keeps runs of blanks and has no control tokens but BOS and eos. Both split digits.
+SENTENCEPIECE_KINDS = {
+    "internlm": {"split_digits": True, "user_defined_symbols": ["<eoh>", "<eoa>", "<TOKENS_UNUSED_2>"]},
+    "llama2": {
+        "split_digits": True,
+        "add_dummy_prefix": True,
+        "allow_whitespace_only_pieces": True,
+        "user_defined_symbols": [],
+    },
+}
+
+
+@pytest.fixture(params=[*SENTENCEPIECE_KINDS, "bpe", "bpe_with_bos"])
+def tokenizer_name(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folders(make_spm, bpe, bpe_with_bos, tmp_path_factory):
+    """A folder for each name, with the control tokens of all templates: theirs, or added to them."""
+    tokenizers = {"bpe": bpe, "bpe_with_bos": bpe_with_bos}
+    for name, options in SENTENCEPIECE_KINDS.items():
+        tokenizers[name] = load_tokenizer(str(make_spm(name, **options)))
+        missing = [token for token in CONTROL_TOKENS if token not in tokenizers[name].added_tokens_encoder]
+        tokenizers[name].add_tokens(missing, special_tokens=True)
+    folders = {}
+    for name, tokenizer in tokenizers.items():
+        folders[name] = tmp_path_factory.mktemp(f"tokenizer_{name}")
+        tokenizer.save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tokenizer_folders):
+    return {name: load_tokenizer(str(folder)) for name, folder in tokenizer_folders.items()}
+
+
 @pytest.fixture
 def write_rows(tmp_path):
     def write(rows: list, name: str = "data.jsonl") -> Path:

@@ -1,0 +1,175 @@
+"""What holds for any conversation: only answers are learned, what people write is text, all is counted."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyft.data.builtin_templates import BUILTIN_TEMPLATES
+from pyft.data.conversation import Message, Row
+from pyft.data.encode import EncodeOptions, RowEncoder
+from pyft.data.ids import special_spellings
+from pyft.data.templates import get_template
+
+PROFILE = settings(
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+CONTROLS = sorted({token for builtin in BUILTIN_TEMPLATES.values() for token in builtin.control_tokens})
+# Blanks that tokenizers join, marks that templates write, the characters that placeholders are made of.
+PIECES = [
+    *CONTROLS,
+    *(
+        "<s>",
+        "</s>",
+        "<|endoftext|>",
+        "[INST]",
+        " [/INST]",
+        "<<SYS>>",
+        "### Response:",
+        "Assistant:",
+        "</think>",
+    ),
+    *(
+        "\n",
+        "\n\n",
+        " ",
+        "  ",
+        "\t",
+        "\r\n",
+        "\u3000",
+        "\u2028",
+        "a",
+        "the river",
+        "峰",
+        "世界",
+        "42",
+        ".",
+        ":",
+    ),
+    *(
+        "😀",
+        "e\u0301",
+        "\u200d",
+        "\U000f0000",
+        "\U000f0001",
+        "\ufffd",
+        "▁",
+        "<0x0A>",
+        "{{ x }}",
+        "{% generation %}",
+    ),
+]
+CONTENTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), min_size=1, max_size=6).map(
+    "".join
+)
+# No format lets an answer through that is blank.
+ANSWERS = CONTENTS.filter(lambda text: bool(text.strip()))
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> tuple[Message, ...]:
+    """Questions and answers; at times a system text, answers not learned, an open question at the end."""
+    talk = [Message("system", draw(CONTENTS))] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 3))):
+        talk.append(Message("user", draw(CONTENTS)))
+        talk.append(Message("assistant", draw(ANSWERS), trained=draw(st.booleans())))
+    return (*talk, Message("user", draw(CONTENTS))) if draw(st.booleans()) else tuple(talk)
+
+
+def stretches(labels: list[int]) -> list[list[int]]:
+    """The learned labels, those side by side together."""
+    found: list[list[int]] = [[]]
+    for label in labels:
+        if label == -100:
+            found.append([])
+        else:
+            found[-1].append(label)
+    return [stretch for stretch in found if stretch]
+
+
+@pytest.fixture(scope="module")
+def bind(tokenizers):
+    """Encoder, template and tokenizer by name, each made once."""
+    made: dict = {}
+
+    def bind(template_name: str, tokenizer_name: str):
+        key = template_name, tokenizer_name
+        if key not in made:
+            tokenizer = tokenizers[tokenizer_name]
+            template = get_template(template_name, tokenizer)
+            made[key] = RowEncoder(tokenizer, template, EncodeOptions("sft")), template, tokenizer
+        return made[key]
+
+    return bind
+
+
+def encode(encoder: RowEncoder, talk: tuple[Message, ...]):
+    (row,) = encoder.encode([Row(talk, None, "here")])
+    assert row.error is None
+    return row
+
+
+@PROFILE
+@given(conversations(), st.sampled_from(sorted(BUILTIN_TEMPLATES)))
+def test_only_answers_are_learned_and_people_write_text(bind, tokenizer_name, talk, template_name):
+    encoder, template, tokenizer = bind(template_name, tokenizer_name)
+    row = encode(encoder, talk)
+    trained = [index for index, message in enumerate(talk) if message.role == "assistant" and message.trained]
+    if not trained:
+        assert row.samples == () and row.dropped == "no_trained_tokens"
+        return
+    (sample,) = row.samples
+    ids, labels = sample.input_ids, sample.labels
+    assert len(ids) == len(labels) == row.num_tokens
+    assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
+    assert row.turns_cut == len(talk) - trained[-1] - 1
+
+    # Each stretch that is learned is an answer and its end mark; where a token joins the prompt's last
+    # character with the answer's first it is not learned, and the row is counted.
+    learned = stretches(labels)
+    assert len(learned) == len(trained)
+    stop = template.stop_token_ids(tokenizer)[0]
+    for stretch, index in zip(learned, trained, strict=True):
+        assert stretch[-1] == stop
+        # "▁" is how sentencepiece writes a blank, and so how it reads one.
+        text = tokenizer.decode(stretch[:-1], skip_special_tokens=False).replace("▁", " ").strip()
+        said = talk[index].content.replace("▁", " ").strip()
+        assert text == said or (row.prompt_differs and text in said)
+
+    # The prompts that chat would send.
+    leads = []
+    for index in trained:
+        prompt = template.encode_prompt(tokenizer, talk[:index])
+        leads.append(ids[: len(prompt)] == prompt)
+        if leads[-1]:
+            assert labels[len(prompt)] != -100
+            assert not len(prompt) or labels[len(prompt) - 1] == -100
+    assert row.prompt_differs == (not all(leads))
+
+    # Control tokens are those of the same turns with harmless contents, in the same order, learned alike.
+    harmless = tuple(Message(message.role, "x", message.trained) for message in talk)
+    plain = encode(encoder, harmless).samples[0]
+    spellings = special_spellings(tokenizer) | set(BUILTIN_TEMPLATES[template_name].control_tokens)
+    controls = {tokenizer.convert_tokens_to_ids(spelling) for spelling in spellings} - {
+        tokenizer.unk_token_id
+    }
+
+    def written(sample) -> list[tuple[int, int]]:
+        pairs = zip(sample.input_ids, sample.labels, strict=True)
+        return [(token, label) for token, label in pairs if token in controls]
+
+    assert written(sample) == written(plain)
+
+
+@PROFILE
+@given(st.lists(conversations(), min_size=1, max_size=4), st.sampled_from(sorted(BUILTIN_TEMPLATES)))
+def test_rows_do_not_depend_on_their_neighbours(bind, talks, template_name):
+    encoder, _, _ = bind(template_name, "bpe")
+    together = encoder.encode([Row(talk, None, str(index)) for index, talk in enumerate(talks)])
+    alone = [encoder.encode([Row(talk, None, str(index))])[0] for index, talk in enumerate(talks)]
+    assert together == alone
