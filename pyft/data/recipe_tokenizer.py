@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pyft.config import ConfigError, Recipe, Stage, TokenizerConfig
+from pyft.data.conversation import Row
 from pyft.data.encode import build_tokenizer, load_tokenizer
-from pyft.data.formats import read_rows
+from pyft.data.formats import iter_rows
 from pyft.data.templates import builtin_template
 
 
@@ -58,10 +60,25 @@ def _build(recipe: Recipe, vocab_size: int) -> Any:
 
 
 def _training_texts(recipe: Recipe) -> Iterator[str]:
-    named = [(source.path, source.format) for stage in recipe.stages for source in stage.data.train]
-    for path, format in dict.fromkeys(named):
-        for row in read_rows(path, format).rows:
-            if row.text is not None:
-                yield row.text
-            for message in row.messages or ():
-                yield message.content
+    """Everything the stages learn from, each source once."""
+    seen = set()
+    for stage in recipe.stages:
+        for source in stage.data.train:
+            key = source.model_dump_json(exclude={"system", "max_samples", "weight"})
+            if key not in seen:
+                seen.add(key)
+                for row in iter_rows(source, on_bad_record=stage.data.on_bad_record):
+                    yield from _row_texts(row)
+
+
+def _row_texts(row: Row) -> Iterator[str]:
+    if row.text is not None:
+        yield row.text
+    if row.tools:
+        yield json.dumps(row.tools, ensure_ascii=False)
+    for message in row.messages or ():
+        yield message.content
+        if message.reasoning_content:
+            yield message.reasoning_content
+        if message.tool_calls:
+            yield json.dumps(message.tool_calls, ensure_ascii=False)

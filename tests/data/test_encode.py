@@ -5,20 +5,23 @@ from __future__ import annotations
 import random
 
 import pytest
+from tokenizers import AddedToken
 
 from pyft.config import DataError
-from pyft.data.builtin_templates import BUILTIN_TEMPLATES
+from pyft.data import prompt_check
+from pyft.data.conversation import Message, Row
 from pyft.data.encode import (
     IGNORED,
+    EncodedRow,
+    EncodeOptions,
+    RowEncoder,
     build_tokenizer,
     encode_conversation,
-    encode_conversations,
     load_tokenizer,
 )
-from pyft.data.formats import Message, Row
 from pyft.data.templates import ChatTemplate, get_template
 
-NAMES = sorted(BUILTIN_TEMPLATES)
+NAMES = ["chatml", "default", "internlm_chat", "llama3_chat"]
 TALK = [
     Message("system", "Be brief. 请用中文。"),
     Message("user", "the mountain?"),
@@ -33,6 +36,11 @@ TALK = [
 def learned_text(sample, tokenizer) -> str:
     ids = [label for label in sample.labels if label != IGNORED]
     return tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def encode_talks(tokenizer, template, *talks: list[Message], **options) -> list[EncodedRow]:
+    rows = [Row(tuple(talk), None, f"f:{number}") for number, talk in enumerate(talks, start=1)]
+    return RowEncoder(tokenizer, template, EncodeOptions("sft", **options)).encode(rows)
 
 
 NAMES_FOR = [("bpe", name) for name in NAMES] + [("bpe_with_bos", name) for name in NAMES]
@@ -74,12 +82,12 @@ def test_prompts_as_chat_sends_them_are_prefixes(request, kind, name):
 def test_turns_after_the_last_trained_one_are_cut_and_counted(bpe):
     template = get_template("chatml", bpe)
     tail = [Message("user", "more?"), Message("assistant", "no", trained=False), Message("user", "hm")]
-    whole, longer = encode_conversations(
-        bpe, template, [Row(tuple(TALK), None, "f:1"), Row((*TALK, *tail), None, "f:2")]
-    )
+    whole, longer = encode_talks(bpe, template, TALK, [*TALK, *tail])
     assert longer.samples[0].input_ids == whole.samples[0].input_ids
     assert (whole.turns_cut, longer.turns_cut) == (0, 3)
     assert longer.samples[0].source == "f:2"
+    rest = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in tail)
+    assert (whole.cut_text, longer.cut_text) == ("", rest)
 
 
 def test_a_row_without_a_trained_turn_gives_nothing(bpe):
@@ -89,6 +97,8 @@ def test_a_row_without_a_trained_turn_gives_nothing(bpe):
         [Message("user", "q"), Message("assistant", "a", trained=False)],
     ):
         assert encode_conversation(bpe, template, messages) is None
+        (row,) = encode_talks(bpe, template, messages)
+        assert (row.samples, row.dropped, row.error) == ((), "no_trained_tokens", None)
 
 
 def test_default_system_text(bpe):
@@ -97,9 +107,13 @@ def test_default_system_text(bpe):
         Row((Message("user", "q"), Message("assistant", "a")), None, "f:1"),
         Row(tuple(TALK), None, "f:2"),
     ]
-    without, own = (row.samples[0].text for row in encode_conversations(bpe, template, rows, system="Sys"))
-    assert without.startswith("<|im_start|>system\nSys<|im_end|>\n<|im_start|>user\nq")
-    assert "Sys<" not in own
+    encoder = RowEncoder(bpe, template, EncodeOptions("sft", system="Sys"))
+    for given, expected in ((None, "Sys"), ("Source", "Source")):
+        without, own = (row.samples[0].text for row in encoder.encode(rows, given))
+        assert without.startswith(f"<|im_start|>system\n{expected}<|im_end|>\n<|im_start|>user\nq")
+        assert own.startswith("<|im_start|>system\nBe brief.")
+    (none,) = encoder.encode(rows[:1], "")
+    assert none.samples[0].text.startswith("<|im_start|>user")
 
 
 def test_odd_orders_are_kept(bpe):
@@ -193,7 +207,7 @@ def test_a_prompt_that_reads_differently_is_counted_and_its_token_not_learned():
     tokenizer = build_tokenizer(["<|Bot|>:) "] * 20, vocab_size=300)
     template = get_template("default", tokenizer)
     talk = [Message("user", "q"), Message("assistant", ") yes")]
-    (row,) = encode_conversations(tokenizer, template, [Row(tuple(talk), None, "f:1")])
+    (row,) = encode_talks(tokenizer, template, talk)
     prompt = template.encode_prompt(tokenizer, talk[:1])
     sample = row.samples[0]
     assert sample.input_ids[: len(prompt)] != prompt, "or the test shows nothing"
@@ -202,23 +216,27 @@ def test_a_prompt_that_reads_differently_is_counted_and_its_token_not_learned():
     assert learned_text(sample, tokenizer) == " yes<|endoftext|>"
 
 
-def test_refused_rows_name_their_line(bpe):
-    template = get_template("chatml", bpe)
+def test_refused_rows_name_their_line_and_stop_no_other(bpe):
+    template = get_template("default", bpe)
+    question, answer = Message("user", "a"), Message("assistant", "b")
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     rows = [
-        (
-            Row((Message("user", "a"), Message("tool", "1"), Message("assistant", "b")), None, "f:7"),
-            "f:7: template",
-        ),
-        (
-            Row((Message("user", "a"), Message("assistant", "b")), None, "f:8", uses_tools=True),
-            "f:8: the row uses tools",
-        ),
-        (Row(None, "text", "f:9"), "f:9: mode sft reads conversations"),
+        Row((question, answer), None, "f:6"),
+        Row((question, Message("tool", "1"), answer), None, "f:7"),
+        Row((question, answer), None, "f:8", tools=(tool,)),
+        Row(None, "text", "f:9"),
+        Row((question, answer), None, "f:10"),
     ]
-    for row, expected in rows:
-        with pytest.raises(DataError) as caught:
-            list(encode_conversations(bpe, template, [row]))
-        assert str(caught.value).startswith(expected)
+    first, *refused, last = RowEncoder(bpe, template, EncodeOptions("sft")).encode(rows)
+    assert first.error is last.error is None
+    assert first.samples[0].input_ids == last.samples[0].input_ids
+    starts = ("f:7: ", "f:8: ", "f:9: mode sft reads conversations")
+    for row, start in zip(refused, starts, strict=True):
+        assert row.error.startswith(start)
+        assert (row.samples, row.dropped) == ((), None)
+    assert "default" in refused[0].error and "default" in refused[1].error
+    with pytest.raises(DataError, match=r"^f:7: .*default"):
+        encode_conversation(bpe, template, rows[1].messages, "f:7")
 
 
 PIECES = [
@@ -264,8 +282,7 @@ def test_random_talks(request, kind, name):
     talks = [random_talk(rng) for _ in range(150)]
     added = set(tokenizer.added_tokens_encoder.values())
     num_exact = 0
-    rows = [Row(tuple(talk), None, f"f:{number}") for number, talk in enumerate(talks)]
-    for talk, row in zip(talks, encode_conversations(tokenizer, template, rows), strict=True):
+    for talk, row in zip(talks, encode_talks(tokenizer, template, *talks), strict=True):
         answers = [m.content for m in talk if m.role == "assistant" and m.trained]
         assert len(row.samples) == bool(answers)
         if not answers:
@@ -299,3 +316,263 @@ def test_end_mark_outside_the_marks_is_not_learned_by_guess(bpe):
     template = ChatTemplate("own", source, bpe, None)
     sample = encode_conversation(bpe, template, [Message("user", "q"), Message("assistant", "a")])
     assert learned_text(sample, bpe) == "a"
+
+
+ANSWERS = ("It's high.\n\n😀 珠穆朗玛峰", "not learned", "the river runs deep")
+
+
+@pytest.mark.parametrize(("kind", "name"), NAMES_FOR)
+def test_what_is_trained_on(request, kind, name):
+    tokenizer = request.getfixturevalue(kind)
+    template = get_template(name, tokenizer)
+    end = template.end_mark
+    talk = [*TALK, Message("user", "thanks")]
+
+    def learn(**options):
+        (row,) = encode_talks(tokenizer, template, talk, **options)
+        return row, learned_text(row.samples[0], tokenizer)
+
+    usual, text = learn()
+    assert text == f"{ANSWERS[0]}{end}{ANSWERS[2]}{end}"
+    row, text = learn(train_on="last")
+    assert (text, row.turns_cut) == (ANSWERS[2] + end, 1)
+    assert row.samples[0].input_ids == usual.samples[0].input_ids
+    row, text = learn(train_on="all")
+    assert text == row.samples[0].text and "not learned" in text and "thanks" in text
+    assert (row.turns_cut, row.cut_text, row.samples[0].labels) == (0, "", row.samples[0].input_ids)
+    for train_on, expected in (("assistant", ANSWERS[0] + ANSWERS[2]), ("last", ANSWERS[2])):
+        row, text = learn(train_on=train_on, train_on_eot=False)
+        assert text == expected
+        assert row.samples[0].input_ids == usual.samples[0].input_ids
+    row, text = learn(train_on="all", train_on_eot=False)
+    assert text == row.samples[0].text.replace(end, "")
+
+
+def test_last_is_the_last_trained_turn(bpe):
+    talk = [*TALK[:5], Message("assistant", "nor this", trained=False)]
+    (row,) = encode_talks(bpe, get_template("chatml", bpe), talk, train_on="last")
+    assert learned_text(row.samples[0], bpe) == f"{ANSWERS[0]}<|im_end|>"
+    assert row.turns_cut == 3
+
+
+def test_an_answer_that_spells_the_end_mark_keeps_it(bpe):
+    talk = [Message("user", "q"), Message("assistant", "a <|im_end|> b")]
+    (row,) = encode_talks(bpe, get_template("chatml", bpe), talk, train_on_eot=False)
+    assert learned_text(row.samples[0], bpe) == "a <|im_end|> b"
+
+
+def test_rows_longer_than_max_length(bpe):
+    template = get_template("chatml", bpe)
+    (whole,) = encode_talks(bpe, template, TALK)
+    (sample,) = whole.samples
+    length = len(sample.input_ids)
+    assert (whole.num_tokens, whole.longest, whole.tokens_cut) == (length, length, 0)
+    for overlong in ("drop", "truncate", "error"):
+        (row,) = encode_talks(bpe, template, TALK, max_length=length, overlong=overlong)
+        assert row == whole, "a row of exactly max_length is not too long"
+
+    limit = length - 4
+    (row,) = encode_talks(bpe, template, TALK, max_length=limit)
+    assert (row.samples, row.dropped, row.longest) == ((), "overlong", length)
+    assert (row.num_tokens, row.tokens_cut) == (length, length)
+
+    (row,) = encode_talks(bpe, template, TALK, max_length=limit, overlong="truncate")
+    (kept,) = row.samples
+    assert (kept.input_ids, kept.labels) == (sample.input_ids[:limit], sample.labels[:limit])
+    assert kept.text + row.cut_text == sample.text
+    assert bpe.decode(kept.input_ids) == kept.text
+    assert (row.num_tokens, row.tokens_cut, row.longest) == (length, 4, length)
+
+    (row,) = encode_talks(bpe, template, TALK, max_length=limit, overlong="error")
+    assert (row.samples, row.dropped) == ((), None)
+    assert row.error.startswith(f"f:1: the row has {length} tokens, more than data.max_length {limit}: ")
+
+    first_answer = next(i for i, label in enumerate(sample.labels) if label != IGNORED)
+    for limit, is_left in ((first_answer, False), (first_answer + 1, True)):
+        (row,) = encode_talks(bpe, template, TALK, max_length=limit, overlong="truncate")
+        assert (row.dropped, len(row.samples)) == ((None, 1) if is_left else ("no_trained_tokens", 0))
+        assert row.tokens_cut == length - limit * is_left
+
+
+def test_cut_turns_come_after_cut_tokens(bpe):
+    template = get_template("chatml", bpe)
+    tail = Message("user", "more?")
+    (row,) = encode_talks(bpe, template, [*TALK, tail], max_length=60, overlong="truncate")
+    assert len(row.samples[0].input_ids) == 60 < row.num_tokens
+    assert (row.samples[0].text + row.cut_text).endswith(
+        "deep<|im_end|>\n<|im_start|>user\nmore?<|im_end|>\n"
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"train_on": "last"}, {"overlong": "truncate"}, {"train_on": "all"}])
+def test_every_token_is_in_a_sample_or_cut(bpe, options):
+    template = get_template("chatml", bpe)
+    rng = random.Random(0)
+    talks = [random_talk(rng) for _ in range(200)]
+    rows = encode_talks(bpe, template, *talks, max_length=40, **options)
+    for row, whole in zip(
+        rows, encode_talks(bpe, template, *talks, **options | {"max_length": None}), strict=True
+    ):
+        assert row.num_tokens == whole.num_tokens == sum(len(s.input_ids) for s in whole.samples)
+        assert row.num_tokens == sum(len(sample.input_ids) for sample in row.samples) + row.tokens_cut
+        assert bool(row.samples) == (row.dropped is None)
+        assert all(len(sample.input_ids) <= 40 and sample.num_trained for sample in row.samples)
+        assert row.longest == whole.longest
+    assert {row.dropped for row in rows} > {None}
+
+
+def test_ready_made_ids(bpe):
+    encoder = RowEncoder(bpe, get_template("chatml", bpe), EncodeOptions("sft", max_length=4))
+    size = len(bpe)
+    good = ([5, 6, 7, size - 1], [IGNORED, 6, 7, IGNORED])
+    rows = {
+        "taken as they are": good,
+        "overlong": ([5] * 5, [5] * 5),
+        "no_trained_tokens": ([5, 6], [IGNORED] * 2),
+        "nothing before the only one learned": ([5, 6], [5, IGNORED]),
+        "no ids": ([], []),
+        "too few labels": ([5, 6], [5]),
+        "beyond": ([5, size], [5, size]),
+        "negative": ([-1, 5], [-1, 5]),
+        "other labels": ([5, 6], [5, 7]),
+    }
+    results = encoder.encode([Row(None, None, f"f:{n}", tokens=pair) for n, pair in enumerate(rows.values())])
+    found = dict(zip(rows, results, strict=True))
+    (sample,) = found["taken as they are"].samples
+    assert (sample.input_ids, sample.labels, sample.source, sample.text) == (*good, "f:0", "")
+    assert [(found[name].dropped, found[name].tokens_cut) for name in list(rows)[1:5]] == [
+        ("overlong", 5),
+        ("no_trained_tokens", 2),
+        ("no_trained_tokens", 2),
+        ("no_trained_tokens", 0),
+    ]
+    assert [found[name].error for name in list(rows)[5:]] == [
+        "f:5: 2 input_ids and 1 labels: give each id a label, -100 or the id",
+        f"f:6: input_ids[1] is {size}, but the tokenizer's go from 0 to {size - 1}: tokenize the rows with "
+        "the tokenizer of model.tokenizer",
+        f"f:7: input_ids[0] is -1, but the tokenizer's go from 0 to {size - 1}: tokenize the rows with "
+        "the tokenizer of model.tokenizer",
+        "f:8: labels[1] is 7: write -100 or the id, 6",
+    ]
+
+
+def test_of_a_preference_the_chosen_answer_is_learned(bpe):
+    template = get_template("chatml", bpe)
+    messages = (Message("user", "q"), Message("assistant", "good"))
+    row = Row(messages, None, "f:1", rejected=(Message("assistant", "bad"),))
+    plain, preference = RowEncoder(bpe, template, EncodeOptions("sft")).encode(
+        [Row(messages, None, "f:1"), row]
+    )
+    assert preference.samples == plain.samples
+    assert (plain.rejected_unused, preference.rejected_unused) == (0, 1)
+
+
+def test_kinds_of_rows_may_be_mixed_and_keep_their_order(bpe):
+    template = get_template("chatml", bpe)
+    rows = []
+    for number in range(1200):
+        talk = (Message("user", f"q {number}"), Message("assistant", f"a {number}"))
+        ids = [number % 300, 7]
+        rows.append(
+            Row(None, None, f"f:{number}", tokens=(ids, ids))
+            if number % 3 == 0
+            else Row(talk if number % 3 == 1 else None, None if number % 3 == 1 else "x", f"f:{number}")
+        )
+    results = RowEncoder(bpe, template, EncodeOptions("sft")).encode(rows)
+    for number, row in enumerate(results):
+        if number % 3 == 2:
+            assert row.error.startswith(f"f:{number}: ")
+        else:
+            (sample,) = row.samples
+            assert sample.source == f"f:{number}"
+            assert sample.input_ids[0] == number % 300 if number % 3 == 0 else f"a {number}<" in sample.text
+
+
+LETTERS = ("The", "It", "the", "river", "Deep", "mountain", "high")
+
+
+@pytest.fixture(scope="module")
+def joining_spm(make_spm):
+    """A model that has learned to join a colon and the letters after it, as InternLM's has."""
+    rng = random.Random(0)
+    lines = ["".join(f":{rng.choice(LETTERS)} {rng.choice(LETTERS)}\n" for _ in range(8)) for _ in range(300)]
+    path = make_spm("joining", lines=lines, split_by_unicode_script=False, vocab_size=330)
+    return load_tokenizer(str(path))
+
+
+def test_a_sentencepiece_model_that_joins_the_prompt_to_the_answer(joining_spm):
+    template = get_template("internlm_chat", joining_spm)
+    talks = [[Message("user", "q"), Message("assistant", f"{word} runs")] for word in (*LETTERS, "峰", "42")]
+    rows = encode_talks(joining_spm, template, *talks)
+    num_joined = 0
+    for talk, row in zip(talks, rows, strict=True):
+        (sample,) = row.samples
+        prompt = template.encode_prompt(joining_spm, talk[:1])
+        # The ids are those of the whole text, whatever the prompt's are.
+        assert sample.input_ids == joining_spm(sample.text, add_special_tokens=False)["input_ids"]
+        assert row.prompt_differs == (sample.input_ids[: len(prompt)] != prompt)
+        first = next(i for i, label in enumerate(sample.labels) if label != IGNORED)
+        answer = f"{talk[1].content}<eoa>"
+        if row.prompt_differs:
+            num_joined += 1
+            # The token that holds the prompt's colon and the answer's first letters is not learned.
+            token = joining_spm.convert_ids_to_tokens(sample.input_ids[first - 1])
+            assert token.startswith(":") and answer.startswith(token[1:]) and len(token) > 1
+            answer = answer.removeprefix(token[1:])
+        assert learned_text(sample, joining_spm) == answer
+    assert 2 <= num_joined < len(talks), "or the test shows nothing"
+
+
+def test_a_blank_of_the_prompt_is_not_learned_with_the_word_it_is_joined_to(bpe_with_bos):
+    """The tokenizer's own offsets leave blanks out, so they would take the token for the answer's alone."""
+    source = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}A: {% generation %}{{ m.content }}<|im_end|>"
+        "{% endgeneration %}{% else %}Q: {{ m.content }}\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}A: {% endif %}"
+    )
+    template = ChatTemplate("own", source, bpe_with_bos, None)
+    (row,) = encode_talks(bpe_with_bos, template, [Message("user", "q"), Message("assistant", "river deep")])
+    assert row.prompt_differs
+    assert learned_text(row.samples[0], bpe_with_bos) == " deep<|im_end|>"
+
+
+def test_a_token_over_the_end_of_what_is_learned_is_not_learned(bpe):
+    source = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>{% generation %}{{ m.content }}"
+        "{% endgeneration %}iver<|im_end|>{% else %}{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    template = ChatTemplate("own", source, bpe, "<|im_end|>")
+    (row,) = encode_talks(bpe, template, [Message("user", "q"), Message("assistant", "the r")])
+    assert bpe.convert_tokens_to_ids("Ġriver") in row.samples[0].input_ids, "or the test shows nothing"
+    assert learned_text(row.samples[0], bpe) == "the"
+
+
+def test_an_end_mark_that_takes_in_blanks_is_learned():
+    tokenizer = build_tokenizer(["the river \n"] * 20, vocab_size=300, control_tokens=["<|im_start|>"])
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": [AddedToken("<|im_end|>", lstrip=True, rstrip=True, normalized=False)]}
+    )
+    template = get_template("chatml", tokenizer)
+    talk = [Message("user", "q "), Message("assistant", "the river "), Message("user", "q"), TALK[6]]
+    (row,) = encode_talks(tokenizer, template, talk)
+    assert not row.prompt_differs
+    ids = [label for label in row.samples[0].labels if label != IGNORED]
+    assert tokenizer.decode(ids) == "the river<|im_end|>the river runs deep<|im_end|>"
+
+
+def test_many_turns_cost_as_many_tokens(bpe, monkeypatch):
+    """What is tokenised grows with the text, not with the number of turns times the text."""
+    template = get_template("chatml", bpe)
+    texts: list[str] = []
+    encode_all = prompt_check.encode_all
+
+    def record(tokenizer, spelled, control_tokens):
+        texts.extend(one.text for one in spelled)
+        return encode_all(tokenizer, spelled, control_tokens)
+
+    monkeypatch.setattr(prompt_check, "encode_all", record)
+    talk = [Message("user", "the river"), Message("assistant", "runs deep")] * 100
+    (row,) = encode_talks(bpe, template, talk)
+    assert len(row.samples[0].text) > 5000
+    assert sum(len(text) for text in texts) < 100
