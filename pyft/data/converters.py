@@ -68,7 +68,7 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 """Format -> the keys that `columns` can rename, those of its turns included."""
 
-_MARK = re.compile(r"(?:^|(?<=\s))### ?(Human|Assistant):")
+_MARK = re.compile(r"(?<!#)### ?(Human|Assistant):")
 
 
 def _convert_text(record: Any, source: str, unused: Counter[str]) -> Row:
