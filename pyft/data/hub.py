@@ -63,8 +63,8 @@ def _check_name(file: DataFile) -> None:
     # `datasets` reads a folder of that name instead, whose changes its revision does not tell.
     if os.path.exists(_name(file)):
         raise DataError(
-            f"{file.path}: there is a folder {_name(file)} here, which would be read instead: name that folder "
-            "as the path, or go to another one"
+            f"{file.path}: there is a folder {_name(file)} here, which would be read instead: name that "
+            "folder as the path, or go to another one"
         )
 
 

@@ -33,38 +33,60 @@ _BAD_BYTE = re.compile("[\udc80-\udcff]")
 def read_table(file: DataFile, chunk_bytes: int) -> Iterator[tuple[Any, str | None]]:
     """Read the rows of a table.
 
+    DataError is raised further down where the file is broken so that it cannot be read on.
+
     Args:
         file: A csv, parquet or arrow file.
         chunk_bytes: About how much of it may be in memory at a time.
 
     Yields:
         tuple: A row as an object, and None; or None and the message of a row that cannot be read.
-
-    Raises:
-        DataError: The file is broken so that it cannot be read on.
     """
     if file.kind == "csv":
         yield from _read_csv(file)
         return
-    import pyarrow
-
     if os.path.getsize(file.path) == 0:
         return
     reader = _read_parquet if file.kind == "parquet" else _read_arrow
+    first = 1
+    for batch in _read_batches(file, reader(file.path, chunk_bytes)):
+        _check_columns(file.path, batch.schema.names)
+        for row, error in _decode_batch(batch, file.path, first):
+            yield (None if row is None else {key: without_nulls(row[key]) for key in row}), error
+        first += batch.num_rows
+
+
+def _read_batches(file: DataFile, batches: Iterator[Any]) -> Iterator[Any]:
+    """Take what the library says about a damaged file for what it is; what the system says goes on."""
+    import pyarrow
+
+    damage = (pyarrow.ArrowException, OSError)
     try:
-        for batch in reader(file.path, chunk_bytes):
-            _check_columns(file.path, batch.schema.names)
-            for row in batch.to_pylist():
-                yield {key: without_nulls(value) for key, value in row.items()}, None
-    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+        yield from batches
+    except damage as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        first_line = str(error).strip().partition("\n")[0].rstrip(".")
-        raise DataError(_describe_damage(file, first_line)) from error
+        what = str(error).strip().partition("\n")[0].rstrip(".")
+        raise DataError(
+            f"{file.path}: is no whole {file.kind} file ({what}): write it again, or download it again"
+        ) from error
 
 
-def _describe_damage(file: DataFile, what: str) -> str:
-    return f"{file.path}: is no whole {file.kind} file ({what}): write it again, or download it again"
+def _decode_batch(batch: Any, path: str, first: int) -> Iterator[tuple[Any, str | None]]:
+    try:
+        yield from ((row, None) for row in batch.to_pylist())
+        return
+    except ValueError:
+        pass  # a text that is not UTF-8, say: which row is it?
+    for index in range(batch.num_rows):
+        try:
+            (row,) = batch.slice(index, 1).to_pylist()
+            yield row, None
+        except ValueError as error:
+            yield (
+                None,
+                f"{path}:{first + index}: a cell cannot be decoded ({error}): mend it, or delete the row",
+            )
 
 
 def _check_columns(path: str, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Keys of files under other names: renamed at the top and in turns, counted where hidden, refused where absent."""
+"""Keys of files under other names: renamed, in turns too; counted where hidden, refused if absent."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def test_a_key_that_no_row_has(write_rows):
     rows = [{"q": "q", "reply": "a", "turns": [{"b": 1}]}]
     message = fail(write_rows, rows, columns={"instruction": "q", "output": "repyl"})
     assert message.startswith(
-        " no row has the key 'repyl', which stands for output (keys found: q, reply, turns, b; did you mean reply?)"
+        " no row has the key 'repyl', which stands for output (keys found: q, reply, turns, b; did you mean "
+        "reply?): name a key of the file"
     )
 
 

@@ -49,7 +49,7 @@ SAMPLES: dict[str, tuple[dict, list[str], set[str]]] = {
     ),
     "oasst1": (
         {"text": "### Human: q\n### 1. x### Assistant: a ### Human: q2\n\n### Assistant:a2"},
-        ["q\n### 1. x### Assistant: a", "q2", "a2"],
+        ["q\n### 1. x", "a", "q2", "a2"],
         set(),
     ),
     "wizardlm": (
@@ -96,13 +96,13 @@ def test_what_the_source_says_wins_over_its_map(write_rows):
 
 def test_marked_text(write_rows):
     texts = [
-        "### Human: one### two\n### Assistant: a",
+        "### Human: one### two\n#### Assistant: none\n### Assistant: a",
         "\n### Human: q ### Assistant: a",
         "### Human:q\n###Assistant:a",
     ]
     rows = read(write_rows, [{"text": text} for text in texts], map="oasst1").rows
     assert [[(turn.role, turn.content) for turn in row.messages] for row in rows] == [
-        [("user", "one### two"), ("assistant", "a")],
+        [("user", "one### two\n#### Assistant: none"), ("assistant", "a")],
         [("user", "q"), ("assistant", "a")],
         [("user", "q"), ("assistant", "a")],
     ]

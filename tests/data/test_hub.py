@@ -62,9 +62,7 @@ def test_a_failure_in_the_middle(monkeypatch):
         raise ConnectionError("the line is dead.\nmore")
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: broken())
-    with pytest.raises(
-        DataError, match=r"\(name en, split test\): the data set cannot .* \(the line is dead\):"
-    ):
+    with pytest.raises(DataError, match=r"\(name en, split test\): .* \(the line is dead\):"):
         list(read_chunks(FILE))
 
 

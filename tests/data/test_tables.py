@@ -168,6 +168,18 @@ def test_two_columns_of_one_name(tmp_path):
     assert fail(path, path.read_bytes()).startswith(" two columns have the name 'text'")
 
 
+def test_a_cell_that_cannot_be_decoded_leaves_the_other_rows_alone(tmp_path):
+    texts = pyarrow.array([b"a", b"caf\xe9", b"c"] * 400).view(pyarrow.utf8())
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+    records = read(path)
+    assert len(records) == 1200
+    bad = [number for number, record in enumerate(records, start=1) if record.error]
+    assert bad == list(range(2, 1201, 3))
+    assert records[1000].error.startswith(f"{path}:1001: a cell cannot be decoded (")
+    assert records[1001].value == {"text": "c"}
+
+
 def test_values_no_json_has_are_refused_by_name(tmp_path):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": [b"bytes"]}), path)
