@@ -41,13 +41,14 @@ def check_columns(columns: Mapping[str, str], format: str) -> None:
         )
 
 
-def check_present(columns: Mapping[str, str], values: Sequence[Any], path: str) -> None:
+def check_present(columns: Mapping[str, str], values: Sequence[Any], path: str, namer: str) -> None:
     """Refuse names that no record has.
 
     Args:
         columns: The names.
         values: The first records.
         path: Their file, for the message.
+        namer: What names them, for the message.
 
     Raises:
         DataError: The file's key is in none of them.
@@ -62,7 +63,7 @@ def check_present(columns: Mapping[str, str], values: Sequence[Any], path: str) 
             nearest = difflib.get_close_matches(own, found, n=1, cutoff=0.6)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             raise DataError(
-                f"{path}: no row has the key {own!r}, which stands for {key} (keys found: "
+                f"{path}: no row has the key {own!r} that {namer} names for {key} (keys found: "
                 f"{', '.join(found) or 'none'}{hint}): name a key of the file under columns"
             )
 

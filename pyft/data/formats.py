@@ -94,8 +94,10 @@ def resolve_format(
     detected = format == "auto"
     if not records and detected:
         raise DataError(_describe_no_records(path, head))
+    values = [record.value for record in records]
+    check_present(source.columns, values, path, "columns")
     needed = {key: own for key, own in columns.items() if key in REQUIRED_KEYS.get(format, ())}
-    check_present(needed | source.columns, [record.value for record in records], path)
+    check_present(needed, values, path, f"map {source.map}")
     if detected:
         if on_bad_record == "error":
             _raise_first_error(head)

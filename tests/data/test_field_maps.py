@@ -118,7 +118,7 @@ def test_marked_text(write_rows):
 def test_a_map_for_other_data(write_rows):
     message = fail(write_rows, [{"prompt": "q", "completion": "a"}], map="openorca")
     assert message.startswith(
-        " no row has the key 'question', which stands for query (keys found: prompt, completion)"
+        " no row has the key 'question' that map openorca names for query (keys found: prompt, completion)"
     )
 
 
