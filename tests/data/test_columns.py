@@ -82,8 +82,8 @@ def test_a_key_that_no_row_has(write_rows):
     rows = [{"q": "q", "reply": "a", "turns": [{"b": 1}]}]
     message = fail(write_rows, rows, columns={"instruction": "q", "output": "repyl"})
     assert message.startswith(
-        " no row has the key 'repyl' that columns names for output (keys found: q, reply, turns, b; did you mean "
-        "reply?): name a key of the file"
+        " no row has the key 'repyl' that columns names for output (keys found: q, reply, turns, b; did you "
+        "mean reply?): name a key of the file"
     )
 
 
