@@ -74,7 +74,7 @@ def expand_source(source: DataSource) -> tuple[list[DataFile], list[str]]:
             return _choose(path, found, "the folder holds")
         if os.path.lexists(path) or not glob.has_magic(path):
             return [_data_file(path)], []
-        matches = sorted(glob.glob(path, recursive=True), key=lambda name: Path(name).parts)
+        matches = sorted(glob.glob(_escape_folders(path), recursive=True), key=lambda name: Path(name).parts)
     except OSError as error:
         raise DataError(describe_os_error(error.filename or path, error)) from error
     matches = [name for name in matches if not os.path.isdir(name)]
@@ -84,6 +84,14 @@ def expand_source(source: DataSource) -> tuple[list[DataFile], list[str]]:
             "for any number of folders)"
         )
     return _choose(path, matches, "the pattern matches")
+
+
+def _escape_folders(pattern: str) -> str:
+    """Take folders that are there by their names, brackets and all; wildcards stand behind them."""
+    first, *parts = Path(pattern).parts
+    while parts and os.path.isdir(os.path.join(first, parts[0])):
+        first = os.path.join(first, parts.pop(0))
+    return os.path.join(glob.escape(first), *parts)
 
 
 def _walk(folder: str) -> Iterator[str]:

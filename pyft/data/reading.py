@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 
 from pyft.config import DataError
 from pyft.data.files import DataFile, describe_os_error, open_file
-from pyft.data.rows import BOM, Record, check_encoding, decode_array, decode_line, decode_utf8
+from pyft.data.json_arrays import decode_array
+from pyft.data.rows import BOM, Record, check_encoding, decode_line, decode_utf8
 
 __all__ = ["RawChunk", "Record", "read_chunks"]
 

@@ -1,7 +1,4 @@
-"""Decode JSON records, a line or an array of them, saying exactly where a broken one is.
-
-    line    one JSON value; a record that cannot be decoded does not touch its neighbours
-    array   its elements are the records, numbered from 1; from a syntax error on nothing can be told apart
+"""Decode records of JSON, one a line, saying exactly where a broken one is.
 
 What a record means is not known here: that is formats.py. Nothing is guessed or repaired. A key that stands
 twice in an object is an error: whichever value were kept, the other would be lost without a word.
@@ -10,27 +7,27 @@ twice in an object is an error: whichever value were kept, the other would be lo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pyft.config import DataError
 from pyft.data.files import hash_file
 
 __all__ = [
+    "BLANK",
     "BOM",
     "Record",
     "check_encoding",
-    "decode_array",
     "decode_json",
     "decode_line",
     "decode_utf8",
+    "decode_value",
     "hash_file",
     "json_type",
 ]
 
 BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
-_BLANK = " \t\r\n"
+BLANK = " \t\r\n"
 
 
 class Record(NamedTuple):
@@ -60,7 +57,6 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_pairs)
-_LENIENT_DECODER = json.JSONDecoder()
 
 
 def decode_json(text: str) -> Any:
@@ -133,7 +129,7 @@ def decode_line(raw: bytes, path: str, number: int, *, ended: bool = True) -> Re
     try:
         text = raw.decode()
         value, end = _DECODER.scan_once(text, 0)
-        if end == len(text) or not text[end:].strip(_BLANK):
+        if end == len(text) or not text[end:].strip(BLANK):
             return Record(value, source)
     except (ValueError, StopIteration, RecursionError, DuplicateKey):
         pass
@@ -146,9 +142,9 @@ def decode_line(raw: bytes, path: str, number: int, *, ended: bool = True) -> Re
 
 def _parse_line(text: str, source: str, number: int, ended: bool) -> Any:
     try:
-        start = len(text) - len(text.lstrip(_BLANK))
-        value, end = _decode_value(text, start, source)
-        if text[end:].strip(_BLANK):
+        start = len(text) - len(text.lstrip(BLANK))
+        value, end = decode_value(text, start, source)
+        if text[end:].strip(BLANK):
             raise json.JSONDecodeError("a second value on the line", text, end)
         return value
     except json.JSONDecodeError as error:
@@ -158,7 +154,7 @@ def _parse_line(text: str, source: str, number: int, ended: bool) -> Any:
                 f"{where}: the last line is cut ({error.msg}): the file ends inside a record; write the file "
                 "again or delete this line"
             ) from error
-        if number == 1 and text.strip(_BLANK) in ("[", "{"):
+        if number == 1 and text.strip(BLANK) in ("[", "{"):
             raise DataError(
                 f"{where}: the record goes on over several lines: write one record a line, or name an array "
                 ".json"
@@ -166,124 +162,36 @@ def _parse_line(text: str, source: str, number: int, ended: bool) -> Any:
         raise DataError(f"{where}: broken JSON ({error.msg}): mend this line; one record a line") from error
 
 
-def _decode_value(text: str, start: int, source: str) -> tuple[Any, int]:
-    """Decode one JSON value; its syntax errors (JSONDecodeError) are the caller's to describe."""
+def decode_value(text: str, start: int, source: str) -> tuple[Any, int]:
+    """Decode one JSON value; its syntax errors are the caller's to describe.
+
+    Args:
+        text: Where it stands, other text behind it or not.
+        start: Where it begins there.
+        source: The record, for the message.
+
+    Returns:
+        The value, and where it ends.
+
+    Raises:
+        json.JSONDecodeError: It is broken.
+        DataError: A key stands twice in it, or it is more than can be read.
+    """
     try:
         return _DECODER.raw_decode(text, start)
     except json.JSONDecodeError:
         raise
     except DuplicateKey as error:
-        raise DataError(describe_duplicate_key(source, error.args[0])) from None
+        raise DataError(_describe_duplicate_key(source, error.args[0])) from None
     except RecursionError:
         raise DataError(f"{source}: the record is nested too deeply: flatten it") from None
     except ValueError as error:
         raise DataError(f"{source}: a number cannot be read ({error}): shorten it") from None
 
 
-def describe_duplicate_key(source: str, key: str) -> str:
-    """Say that a key stands twice.
-
-    Args:
-        source: Where.
-        key: Which.
-
-    Returns:
-        The message.
-    """
+def _describe_duplicate_key(source: str, key: str) -> str:
     quoted = json.dumps(key, ensure_ascii=False)
     return f"{source}: the key {quoted} stands twice in one record: keep one of them"
-
-
-def decode_array(raw: bytes, path: str) -> Iterator[Record]:
-    """Decode the records of a JSON array.
-
-    Args:
-        raw: The whole file.
-        path: Its name.
-
-    Yields:
-        Record: One for each element; none where the file is blank.
-
-    Raises:
-        DataError: It is not UTF-8, not an array, or broken at some row.
-    """
-    check_encoding(path, raw)
-    text = decode_utf8(raw.removeprefix(BOM), path, 1)
-    del raw
-    start = _skip_blanks(text, 0)
-    if start == len(text):
-        return
-    if text[start] != "[":
-        raise DataError(_describe_no_array(path, text, start))
-    position = _skip_blanks(text, start + 1)
-    row = 0
-    while text[position : position + 1] != "]":
-        row += 1
-        record, position = _decode_element(text, position, path, row)
-        yield record
-        position = _skip_blanks(text, position)
-        follows = text[position : position + 1]
-        if follows == ",":
-            position = _skip_blanks(text, position + 1)
-            if text[position : position + 1] == "]":
-                message = "a comma before the closing ]"
-                raise DataError(_describe_array_error(path, text, position, message, row))
-        elif follows != "]":
-            raise DataError(_describe_array_error(path, text, position, "Expecting ',' or ']'", row))
-    end = _skip_blanks(text, position + 1)
-    if end != len(text):
-        raise DataError(_describe_array_error(path, text, end, "text after the closing ]", row))
-
-
-def _decode_element(text: str, start: int, path: str, row: int) -> tuple[Record, int]:
-    source = f"{path}:{row}"
-    try:
-        value, end = _decode_value(text, start, source)
-        return Record(value, source), end
-    except json.JSONDecodeError as error:
-        raise DataError(_describe_array_error(path, text, error.pos, error.msg, row)) from error
-    except DataError as error:
-        try:
-            _, end = _LENIENT_DECODER.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            raise error from None
-        # Only a key stands twice: where the element ends is known, so the others can still be read.
-        return Record(None, source, str(error)), end
-
-
-def _skip_blanks(text: str, position: int) -> int:
-    while position < len(text) and text[position] in _BLANK:
-        position += 1
-    return position
-
-
-def _describe_array_error(path: str, text: str, position: int, message: str, row: int) -> str:
-    line = text.count("\n", 0, position) + 1
-    column = position - text.rfind("\n", 0, position)
-    where = f"{path}:{line}:{column}"
-    if position >= len(text):
-        return f"{where}: the file is cut in row {row} ({message}): it ends too early; write it again"
-    return f"{where}: broken JSON in row {row} ({message}): mend it there"
-
-
-def _describe_no_array(path: str, text: str, start: int) -> str:
-    line = text.count("\n", 0, start) + 1
-    where = f"{path}:{line}:{start - text.rfind(chr(10), 0, start)}"
-    try:
-        value, end = _decode_value(text, start, where)
-    except json.JSONDecodeError as error:
-        return _describe_array_error(path, text, error.pos, error.msg, 1)
-    if not isinstance(value, dict):
-        return f"{where}: the file holds {json_type(value)}, not an array of rows: write [row, row, ...]"
-    if text[end:].strip(_BLANK):
-        return f"{where}: the file holds one record after another, not an array: name it .jsonl"
-    for key, inner in value.items():
-        if isinstance(inner, list) and inner and isinstance(inner[0], dict | list):
-            return (
-                f"{where}: the rows are wrapped in an object, under the key "
-                f"{json.dumps(key, ensure_ascii=False)}: save that list itself as the file"
-            )
-    return f"{where}: the file holds one object, not an array of rows: put it in [ ]"
 
 
 def json_type(value: Any) -> str:

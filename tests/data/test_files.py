@@ -95,6 +95,10 @@ def test_patterns(tmp_path):
 def test_a_name_with_wildcards_in_it_is_a_name(tmp_path):
     plant(tmp_path, "a[1].jsonl", "a1.jsonl")
     assert expand(tmp_path / "a[1].jsonl")[0] == [str(tmp_path / "a[1].jsonl")]
+    plant(tmp_path, "data [v1]/x*/b.jsonl", "data [v1]/c.jsonl")
+    assert expand(tmp_path / "data [v1]" / "*.jsonl")[0] == [str(tmp_path / "data [v1]" / "c.jsonl")]
+    assert len(expand(tmp_path / "data [v1]" / "**" / "*.jsonl")[0]) == 2
+    assert len(expand(tmp_path / "data [v1]")[0]) == 2
 
 
 def test_sources_without_files(tmp_path):
