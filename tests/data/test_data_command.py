@@ -12,6 +12,7 @@ import yaml
 
 from pyft.config import run_command
 from pyft.data.__main__ import main, make_parser
+from pyft.data.builtin_templates import BUILTIN_TEMPLATES
 
 ROWS = [
     {"instruction": "the highest?", "input": "", "output": "珠穆朗玛峰"},
@@ -132,6 +133,39 @@ def test_stages(recipe, tmp_path, capsys):
     assert "the highest?" in json.loads(capsys.readouterr().out.splitlines()[0])["text"]
     assert run(staged, "--stage", "dpo") == 2
     assert "there is no stage 'dpo' (--stage): the recipe has pretrain, sft" in capsys.readouterr().err
+
+
+OWN = """\
+{% for message in messages %}{% if message.role == "assistant" -%}
+A: {% generation %}{{ message.content }}{{ eos_token }}{% endgeneration %}
+{% else -%}
+{{ message.role }}: {{ message.content }}
+{% endif %}{% endfor %}{% if add_generation_prompt %}A: {% endif %}"""
+
+
+def test_templates_are_listed_and_shown(tmp_path, monkeypatch, capsys):
+    assert run("templates") == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert sorted(line.split()[0] for line in listed[1:-2]) == sorted(BUILTIN_TEMPLATES)
+    assert run("templates", "chatml") == 0
+    shown = capsys.readouterr().out
+    assert "<|im_start|>assistant\n⟦Mount Everest.<|im_end|>⟧\n" in shown and "\x1b" not in shown
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.jinja").write_text(OWN, encoding="utf-8")
+    assert run("templates", "mine.jinja") == 0
+    assert "user: Which mountain is the highest?\nA: ⟦Mount Everest.</s>⟧" in capsys.readouterr().out
+    assert "did you mean qwen_chat?" in fail(capsys, 2, "templates", "qwen_cha")
+    assert "one name at most" in fail(capsys, 2, "templates", "chatml", "zephyr")
+    assert "no options" in fail(capsys, 2, "templates", "chatml", "--json")
+
+
+def test_a_template_file_in_a_recipe(recipe, tmp_path, monkeypatch, capsys):
+    """Its path is relative to where the command is called."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.jinja").write_text(OWN, encoding="utf-8")
+    assert run(recipe, "model.template=mine.jinja", "--num-samples", "1") == 0
+    assert "user: the highest?\nA: ⟦珠穆朗玛峰<|endoftext|>⟧" in capsys.readouterr().out
+    assert str(tmp_path / "none.jinja") in fail(capsys, 2, recipe, "model.template=none.jinja")
 
 
 def fail(capsys, code: int, *arguments) -> str:
