@@ -22,7 +22,7 @@ from pyft.data.conversation import Message, Row
 from pyft.data.ids import Encoded, SpelledText, encode_all
 from pyft.data.lengths import fit
 from pyft.data.prompt_check import PromptCheck
-from pyft.data.rendering import Rendered, Span
+from pyft.data.rendering import Span, Tools
 from pyft.data.samples import IGNORED, EncodedRow, EncodeOptions, Sample
 from pyft.data.templates import ChatTemplate, TemplateFailure
 
@@ -36,8 +36,7 @@ class _Plan:
 
     source: str
     whole: SpelledText
-    spans: list[Span]
-    prompt_ends: list[int | None]
+    turns: list[tuple[Span, int | None]]
     counts: dict[str, Any]
 
 
@@ -75,7 +74,7 @@ class ConversationEncoder:
         prompts = [
             (plan.whole, ids, end)
             for plan, ids in zip(planned, encoded, strict=True)
-            for end in plan.prompt_ends
+            for _, end in plan.turns
             if end is not None
         ]
         leading = iter(self._check.count_leading(prompts))
@@ -85,10 +84,6 @@ class ConversationEncoder:
 
     def _plan(self, row: Row, system: str | None) -> _Plan | EncodedRow:
         """Render a row; it is done with where nothing in it is trained or the template refuses it."""
-        if row.uses_tools and not getattr(self._template, "supports_tools", False):
-            problem = f"the row uses tools, which {self._template.name} has no place for: take it out"
-            return EncodedRow((), error=f"{row.source}: {problem}")
-        self._more = {"tools": row.tools} if getattr(row, "tools", ()) else {}
         messages = list(row.messages or ())
         if system and not any(message.role == "system" for message in messages):
             messages.insert(0, Message("system", system))
@@ -103,30 +98,23 @@ class ConversationEncoder:
             trained = trained[-1:] if self._options.train_on == "last" else trained
             kept = messages[: trained[-1] + 1]
         try:
-            whole = self._template.render(kept, **self._more)
-            spans = dict(zip((i for i in answers if i < len(kept)), whole.spans, strict=True))
-            ends = [self._find_prompt_end(whole, spans[i], kept[:i]) for i in trained]
+            whole = self._template.render(kept, tools=row.tools)
         except TemplateFailure as failure:
             return EncodedRow((), error=self._describe(row, failure))
         counts = {
             "turns_cut": len(messages) - len(kept),
-            "rejected_unused": int(getattr(row, "rejected", None) is not None),
+            "rejected_unused": int(row.rejected is not None),
         }
         if len(kept) < len(messages):
-            counts["cut_text"] = self._render_rest(whole.text, messages, len(kept))
-        return _Plan(row.source, whole.spelled, [spans[i] for i in trained], ends, counts)
+            counts["cut_text"] = self._render_rest(whole.text, messages, len(kept), row.tools)
+        kept_answers = (i for i in answers if i < len(kept))
+        places = dict(zip(kept_answers, zip(whole.spans, whole.prompt_ends, strict=True), strict=True))
+        return _Plan(row.source, whole.spelled, [places[i] for i in trained], counts)
 
-    def _find_prompt_end(self, whole: Rendered, span: Span, before: Sequence[Message]) -> int | None:
-        """Find where the prompt ends that the turn after `before` answers; None where it is no prefix."""
-        prompt = self._template.render(before, add_generation_prompt=True, **self._more).spelled
-        end = len(prompt.text)
-        same = whole.text.startswith(prompt.text) and whole.spelled.between(0, end) == prompt
-        return end if same else None
-
-    def _render_rest(self, kept: str, messages: Sequence[Message], num_kept: int) -> str:
+    def _render_rest(self, kept: str, messages: Sequence[Message], num_kept: int, tools: Tools) -> str:
         """Write the turns that were cut; as the template would have written them, where it can."""
         try:
-            text = self._template.render(messages, **self._more).text
+            text = self._template.render(messages, tools=tools).text
         except TemplateFailure:
             text = ""
         if text.startswith(kept):
@@ -140,15 +128,15 @@ class ConversationEncoder:
         ids = row.ids
         labels = ids.copy() if self._options.train_on == "all" else [IGNORED] * len(ids)
         differs = False
-        for (start, end), prompt_end in zip(plan.spans, plan.prompt_ends, strict=True):
+        for (start, end), prompt_end in plan.turns:
             num_prompt = next(leading) if prompt_end is not None else None
             differs = differs or num_prompt is None
             if self._options.train_on == "all":
                 continue
-            # Where the prompt's number of ids is known it is the border: characters alone do not say to which
-            # side a blank belongs that a tokenizer puts before a word by itself.
+            # A tokenizer that leaves out the blank at the end of a prompt makes it part of the answer's first
+            # token, which is learned: so what follows the prompt's ids counts, not what follows its text.
             first = num_prompt if num_prompt is not None and prompt_end == start else row.first_at(start)
-            last = self._find_last(plan.whole, row, end)
+            last = self._find_last(row, end)
             labels[first:last] = ids[first:last]
         if not self._options.train_on_eot:
             labels = [IGNORED if label == self._end_mark_id else label for label in labels]
@@ -161,7 +149,7 @@ class ConversationEncoder:
             **plan.counts,
         )
 
-    def _find_last(self, whole: SpelledText, row: Encoded, end: int) -> int:
+    def _find_last(self, row: Encoded, end: int) -> int:
         """Find one past the last token of a span: the end mark may take in blanks that follow it."""
         last = row.first_at(end)
         if last and row.ids[last - 1] != self._end_mark_id and row.characters(last - 1)[1] > end:

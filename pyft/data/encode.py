@@ -82,7 +82,7 @@ class RowEncoder:
 
     def _check(self, row: Row) -> EncodedRow | None:
         """Take ready-made ids, and refuse what the mode cannot use; None for what is to be encoded."""
-        if getattr(row, "tokens", None) is not None:
+        if row.tokens is not None:
             return self._take_tokens(*row.tokens, row.source)
         if self._documents is not None and document_text(row) is None:
             return _refuse(

@@ -94,9 +94,6 @@ class Encoded:
         index = self._token_from(character)
         while index < len(self.ids) and self.characters(index)[0] < character:
             index += 1
-        # Tokens that cover nothing, as a blank put before a word, are not found by their characters.
-        while index > 0 and self.characters(index - 1)[0] >= character:
-            index -= 1
         return index
 
     def last_before(self, character: int) -> int:

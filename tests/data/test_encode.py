@@ -523,13 +523,31 @@ def test_a_sentencepiece_model_that_joins_the_prompt_to_the_answer(joining_spm):
     assert 2 <= num_joined < len(talks), "or the test shows nothing"
 
 
+BLANK_LAST = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}A: {% generation %}{{ m.content }}MARK"
+    "{% endgeneration %}{% else %}Q: {{ m.content }}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}A: {% endif %}"
+)
+
+
+def test_what_follows_the_prompts_ids_is_learned(make_spm):
+    """This tokenizer drops a blank at the end of the prompt, so the answer's first token brings it along."""
+    path = make_spm("joined", add_dummy_prefix=True, remove_extra_whitespaces=True)
+    tokenizer = load_tokenizer(str(path))
+    template = ChatTemplate("own", BLANK_LAST.replace("MARK", "<eoa>"), tokenizer, None)
+    talk = [Message("user", "q"), Message("assistant", "river deep")]
+    (row,) = encode_talks(tokenizer, template, talk)
+    (sample,) = row.samples
+    prompt = template.encode_prompt(tokenizer, talk[:1])
+    assert not row.prompt_differs
+    assert sample.input_ids[: len(prompt)] == prompt
+    assert sample.labels == [IGNORED] * len(prompt) + sample.input_ids[len(prompt) :]
+    assert tokenizer.convert_ids_to_tokens(sample.input_ids[len(prompt)]).startswith("▁")
+
+
 def test_a_blank_of_the_prompt_is_not_learned_with_the_word_it_is_joined_to(bpe_with_bos):
     """The tokenizer's own offsets leave blanks out, so they would take the token for the answer's alone."""
-    source = (
-        "{% for m in messages %}{% if m.role == 'assistant' %}A: {% generation %}{{ m.content }}<|im_end|>"
-        "{% endgeneration %}{% else %}Q: {{ m.content }}\n{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}A: {% endif %}"
-    )
+    source = BLANK_LAST.replace("MARK", "<|im_end|>")
     template = ChatTemplate("own", source, bpe_with_bos, None)
     (row,) = encode_talks(bpe_with_bos, template, [Message("user", "q"), Message("assistant", "river deep")])
     assert row.prompt_differs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, trainers
@@ -176,6 +177,16 @@ def view(kind, corpus, make_spm):
     return TokenizerView.from_tokenizer(load_tokenizer(str(path)))
 
 
+def test_first_token_at_a_character(kind, view):
+    rng = random.Random(kind)
+    for _ in range(30):
+        (text, _) = random_text(rng, [])
+        (row,) = encode_all(view, [text], frozenset(MARKS))
+        starts = [row.characters(index)[0] for index in range(len(row.ids))]
+        for character in range(len(text.text) + 1):
+            assert row.first_at(character) == bisect_left(starts, character)
+
+
 def test_says_what_whole_prompts_say(kind, view, monkeypatch):
     rng = random.Random(kind)
     marks = [mark for mark in MARKS if mark in view.added_tokens_encoder]
@@ -189,7 +200,7 @@ def test_says_what_whole_prompts_say(kind, view, monkeypatch):
     monkeypatch.setattr(prompt_check, "encode_all", record)
     check = PromptCheck(view, controls)
     num_equal = num_different = num_characters = 0
-    for _ in range(150):
+    for _ in range(100):
         text, ends = random_text(rng, marks)
         (row,) = encode_all(view, [text], controls)
         prompts = [text.between(0, end) for end in ends]
