@@ -176,9 +176,6 @@ def open_file(file: DataFile) -> BinaryIO | Any:
         return open(file.path, "rb")
     import pyarrow
 
-    # An empty file is no archive, though the library takes it for one with nothing in it.
-    if os.path.getsize(file.path) == 0:
-        return open(file.path, "rb")
     return pyarrow.CompressedInputStream(pyarrow.OSFile(file.path), file.compression)
 
 

@@ -15,7 +15,7 @@ from pyft.data.formats import FORMATS, Row, RowFormat, describe, iter_rows
 
 
 def test_text(write_rows):
-    file = read(write_rows, [{"text": " a\n"}, {"text": "b", "url": "x"}])
+    file = read(write_rows, [{"text": " a\n"}, {"text": "b", "url": "x", "note": None}])
     assert (file.name, [row.text for row in file.rows]) == ("text", [" a\n", "b"])
     assert file.rows[0] == Row(None, " a\n", file.rows[0].source)
     line = describe("data.jsonl", file.format, 2, file.unused)
