@@ -97,7 +97,8 @@ def test_spelled_control_tokens_are_text(bound):
     assert written(sample.labels) == written(harmless.labels)
     for (start, end), message in zip(find_stretches(sample.labels), hostile[2::2], strict=True):
         spoken = tokenizer.decode(sample.input_ids[start : end - 1], skip_special_tokens=False)
-        assert spoken.strip() == message.content.strip()
+        # "▁", which DeepSeek's control tokens have, is how sentencepiece writes a blank, and so reads one.
+        assert spoken.replace("▁", " ").strip() == message.content.replace("▁", " ").strip()
     for index in (2, 4, 6):
         prompt = template.encode_prompt(tokenizer, hostile[:index])
         assert sample.input_ids[: len(prompt)] == prompt

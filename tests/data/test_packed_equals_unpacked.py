@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import random
 
 import pytest
 import torch
 import torch.nn.functional as F
-from numerics import assert_close_to_reference
 from tiny_models import random_model
 
 from pyft.assemble import build_objective
@@ -16,6 +14,8 @@ from pyft.data.prepare import PreparedData, prepare, tokenizer_for
 from pyft.data.templates import get_template
 from pyft.model.attention import NAME, register_packed_attention
 
+# Rotary positions only say how far apart tokens are; GPT-2's learned ones say where each stands.
+MODELS = [("llama", {}), ("gpt2", {"n_embd": 64, "n_head": 4, "n_layer": 2})]
 WORDS = ["the", "mountain", "river", "runs", "deep", "high", "who", "世界", "高峰", "42", "<|im_end|>"]
 
 
@@ -89,8 +89,14 @@ def run_alone(model: torch.nn.Module, prepared: PreparedData) -> tuple[float, di
     return total / count, {name: p.grad / count for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
-def test_loss_and_gradients(prepare_both, model_type):
+def check_close(actual: torch.Tensor, expected: torch.Tensor, name: str) -> None:
+    """Float32 beside float64: what leaks from a neighbour is a thousand times larger than rounding."""
+    error = (actual.double() - expected).abs().max().item()
+    assert error <= 1e-5 * max(expected.abs().max().item(), 1e-2), f"{name}: off by {error}"
+
+
+@pytest.mark.parametrize(("model_type", "sizes"), MODELS)
+def test_loss_and_gradients(prepare_both, model_type, sizes):
     register_packed_attention()
     (packed, unpacked), vocab_size = prepare_both()
     batches = [packed.train.batch(0, index) for index in range(packed.train.num_batches)]
@@ -99,15 +105,14 @@ def test_loss_and_gradients(prepare_both, model_type):
     assert ids[0] == ids[1]
     assert sum(batch.num_tokens for batch in batches) == sum(map(len, ids[0]))
 
-    sizes = {"vocab_size": vocab_size, "tie_word_embeddings": False}
+    sizes = sizes | {"vocab_size": vocab_size, "tie_word_embeddings": False}
     alone = random_model(model_type, **sizes)
     ours = random_model(model_type, attention=NAME, **sizes)
     ours.load_state_dict(alone.state_dict())
-    loss64, gradients64 = run_alone(copy.deepcopy(alone).double(), packed)
-    loss32, gradients32 = run_alone(alone, packed)
+    expected_loss, expected = run_alone(alone.double(), packed)
     for name, data in (("packed", packed), ("unpacked", unpacked)):
         loss, gradients = run_pyft(ours, data)
-        assert_close_to_reference(loss, loss64, loss32, name=f"{name} loss")
-        assert gradients.keys() == gradients64.keys()
+        check_close(loss, expected_loss, f"{name} loss")
+        assert gradients.keys() == expected.keys()
         for key, gradient in gradients.items():
-            assert_close_to_reference(gradient, gradients64[key], gradients32[key], name=f"{name} {key}")
+            check_close(gradient, expected[key], f"{name} {key}")

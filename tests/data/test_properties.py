@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pyft.data.builtin_templates import BUILTIN_TEMPLATES
@@ -164,6 +164,71 @@ def test_only_answers_are_learned_and_people_write_text(bind, tokenizer_name, ta
         return [(token, label) for token, label in pairs if token in controls]
 
     assert written(sample) == written(plain)
+
+
+_HEAD = "<|im_start|>{{ m.role }}\n"
+_TAIL = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+# A tokenizer's own templates: none marks what is learned, and each does something else to contents.
+OWN = {
+    "plain": "{% for m in messages %}" + _HEAD + "{{ m.content }}<|im_end|>\n{% endfor %}" + _TAIL,
+    "trims": "{% for m in messages %}" + _HEAD + "{{ m.content | trim }}<|im_end|>\n{% endfor %}" + _TAIL,
+    "drops earlier thinking": (
+        "{% for m in messages %}" + _HEAD + "{% if m.role == 'assistant' and '</think>' in m.content"
+        " and not loop.last %}{{ m.content.split('</think>')[-1].lstrip('\n') }}"
+        "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}" + _TAIL
+    ),
+    "looks for a word": (
+        "{% for m in messages %}"
+        + _HEAD
+        + "{% if 'river' in m.content and m.role == 'user' %}(wet) {% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}" + _TAIL
+    ),
+    "opens answers with a thought": (
+        "{% for m in messages %}" + _HEAD + "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}" + _TAIL
+    ),
+    "ends with the last answer": (
+        "{% for m in messages %}" + _HEAD + "{{ m.content }}<|im_end|>{% if not loop.last %}\n{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}\n<|im_start|>assistant\n{% endif %}"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def bind_own(tokenizers, tmp_path_factory):
+    """Encoder, template and tokenizer for each of OWN, read from .jinja files."""
+    folder, tokenizer = tmp_path_factory.mktemp("own"), tokenizers["bpe"]
+    bound = {}
+    for name, source in OWN.items():
+        path = folder / f"{name}.jinja"
+        path.write_text(source, encoding="utf-8")
+        template = get_template(str(path), tokenizer)
+        bound[name] = RowEncoder(tokenizer, template, EncodeOptions("sft")), template, tokenizer
+    return bound.__getitem__
+
+
+@PROFILE
+@given(conversations(), st.sampled_from(list(OWN)))
+def test_templates_without_marks_render_as_transformers_does(bind_own, talk, name):
+    encoder, template, tokenizer = bind_own(name)
+    trained = [index for index, message in enumerate(talk) if message.role == "assistant" and message.trained]
+    assume(trained)
+    kept = talk[: trained[-1] + 1]
+    row = encode(encoder, talk)
+    (sample,) = row.samples
+    dicts = [{"role": message.role, "content": message.content} for message in kept]
+    rendered = tokenizer.apply_chat_template(dicts, chat_template=template.source, tokenize=False)
+    assert sample.text == rendered
+    assert tokenizer.decode(sample.input_ids) == rendered
+    learned = stretches(sample.labels)
+    assert len(learned) == len(trained)
+    for stretch, index in zip(learned, trained, strict=True):
+        text = tokenizer.decode(stretch)
+        assert text.endswith("<|im_end|>")
+        said = talk[index].content.split("</think>")[-1].strip()
+        shown = text.removesuffix("<|im_end|>").strip()
+        assert said in shown or (row.prompt_differs and shown in said)
+        assert "<|im_start|>" not in text or "<|im_start|>" in talk[index].content
 
 
 @PROFILE
