@@ -34,7 +34,9 @@ __all__ = [
 ]
 
 END_OF_TEXT = "<|endoftext|>"
-ROWS_AT_A_TIME = 512
+# What is tokenised at once: a tokenizer's answer takes some hundred bytes a token.
+_MOST_ROWS = 512
+_MOST_CHARACTERS = 1 << 20
 
 
 class RowEncoder:
@@ -67,8 +69,7 @@ class RowEncoder:
         """
         system = self._options.system if system is None else system
         results: list[EncodedRow] = []
-        for first in range(0, len(rows), ROWS_AT_A_TIME):
-            some = rows[first : first + ROWS_AT_A_TIME]
+        for some in _group(rows):
             given = [self._check(row) for row in some]
             to_encode = [row for row, result in zip(some, given, strict=True) if result is None]
             encoded = self._encode(to_encode, system)
@@ -125,6 +126,19 @@ def encode_conversations(tokenizer, template, rows, system=None):
         if row.error is not None:
             raise DataError(row.error)
         yield row
+
+
+def _group(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    group: list[Row] = []
+    num_characters = 0
+    for row in rows:
+        group.append(row)
+        num_characters += len(row.text or "") + sum(len(message.content) for message in row.messages or ())
+        if len(group) == _MOST_ROWS or num_characters >= _MOST_CHARACTERS:
+            yield group
+            group, num_characters = [], 0
+    if group:
+        yield group
 
 
 def _refuse(row: Row, problem: str) -> EncodedRow:

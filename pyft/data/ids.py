@@ -53,21 +53,17 @@ class SpelledText:
 class Encoded:
     """Ids of a text and, for each, the first and one past the last character it covers."""
 
-    __slots__ = ("_encoding", "_num_characters", "_spans", "ids")
+    __slots__ = ("_spans", "ids")
 
-    def __init__(self, ids: list[int], spans: Encoding | list[Span], num_characters: int) -> None:
+    def __init__(self, ids: list[int], spans: Encoding | list[Span]) -> None:
         """Put them together.
 
         Args:
             ids: The ids.
-            spans: The characters of each; an Encoding is asked only when a span is wanted, as its whole list
-                of them is large.
-            num_characters: Length of the text.
+            spans: The characters of each; an Encoding is asked for single ones, as its whole list is large.
         """
         self.ids = ids
-        self._encoding = spans if isinstance(spans, Encoding) else None
-        self._spans = spans if isinstance(spans, list) else None
-        self._num_characters = num_characters
+        self._spans = spans
 
     def characters(self, index: int) -> Span:
         """Return the characters that a token covers.
@@ -78,7 +74,8 @@ class Encoded:
         Returns:
             The first and one past the last.
         """
-        return self._spans[index] if self._encoding is None else self._encoding.token_to_chars(index)
+        spans = self._spans
+        return spans[index] if isinstance(spans, list) else spans.token_to_chars(index)
 
     def first_at(self, character: int) -> int:
         """Return the index of the first token that starts at `character` or later.
@@ -89,12 +86,11 @@ class Encoded:
         Returns:
             An index from 0 to the number of tokens.
         """
-        if self._encoding is None:
-            return bisect_left(self._spans, character, key=lambda span: span[0])
-        index = self._token_from(character)
-        while index < len(self.ids) and self.characters(index)[0] < character:
-            index += 1
-        return index
+        if isinstance(self._spans, Encoding):
+            index = self._spans.char_to_token(character)
+            if index is not None and self.characters(index)[0] == character:
+                return index
+        return bisect_left(range(len(self.ids)), character, key=lambda index: self.characters(index)[0])
 
     def last_before(self, character: int) -> int:
         """Return the index of the last token that starts before `character`.
@@ -106,14 +102,6 @@ class Encoded:
             An index from -1.
         """
         return self.first_at(character) - 1
-
-    def _token_from(self, character: int) -> int:
-        """The first token that covers `character`, or the next character that any token covers."""
-        for position in range(character, self._num_characters):
-            index = self._encoding.char_to_token(position)
-            if index is not None:
-                return index
-        return len(self.ids)
 
 
 def special_spellings(tokenizer: Any) -> frozenset[str]:
@@ -181,7 +169,7 @@ def encode_all(tokenizer: Any, texts: Sequence[SpelledText], control_tokens: fro
     return [
         _respell(tokenizer, spelled, encoding, control_tokens)
         if spelled.literals
-        else Encoded(encoding.ids, encoding, len(spelled.text))
+        else Encoded(encoding.ids, encoding)
         for spelled, encoding in zip(texts, encodings, strict=True)
     ]
 
@@ -227,7 +215,7 @@ def _respell(
             new_spans.extend(offsets[before + 1 : after])
         new_ids.extend(ids[after : after + 1])
         new_spans.extend(offsets[after : after + 1])
-    return Encoded(new_ids, new_spans, len(spelled.text))
+    return Encoded(new_ids, new_spans)
 
 
 def _literals_inside(literals: Sequence[Span], start: int, end: int) -> Sequence[Span]:

@@ -74,7 +74,8 @@ class PromptCheck:
 
     def _find_anchor(self, whole: SpelledText, row: Encoded, end: int) -> tuple[int, int]:
         """Find the last control token within the prompt: its index and its first character."""
-        for index in range(row.last_before(end), -1, -1):
+        last = row.last_before(end) if self._anchors else -1
+        for index in range(last, -1, -1):
             token = self._anchors.get(row.ids[index])
             if token is None:
                 continue

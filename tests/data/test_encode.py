@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken
 
 from pyft.config import DataError
-from pyft.data import prompt_check
+from pyft.data import documents, encode, prompt_check
 from pyft.data.conversation import Message, Row
 from pyft.data.encode import (
     IGNORED,
@@ -594,3 +594,20 @@ def test_many_turns_cost_as_many_tokens(bpe, monkeypatch):
     (row,) = encode_talks(bpe, template, talk)
     assert len(row.samples[0].text) > 5000
     assert sum(len(text) for text in texts) < 100
+
+
+def test_long_rows_are_tokenised_a_few_at_a_time(bpe, monkeypatch):
+    rows = [Row(None, "river " * length, f"f:{length}") for length in (1, 300, 1, 1, 1, 500, 2)]
+    expected = RowEncoder(bpe, None, EncodeOptions("pretrain")).encode(rows)
+    sizes: list[int] = []
+    encode_all = documents.encode_all
+
+    def record(tokenizer, texts, control_tokens):
+        sizes.append(len(texts))
+        return encode_all(tokenizer, texts, control_tokens)
+
+    monkeypatch.setattr(documents, "encode_all", record)
+    monkeypatch.setattr(encode, "_MOST_CHARACTERS", 1000)
+    monkeypatch.setattr(encode, "_MOST_ROWS", 3)
+    assert RowEncoder(bpe, None, EncodeOptions("pretrain")).encode(rows) == expected
+    assert sizes == [2, 3, 1, 1]
