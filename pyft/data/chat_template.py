@@ -41,7 +41,7 @@ from pyft.data.sandbox import TemplateFailure, compile_template
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _MOST_FRAMES = 256
-_NAME_ONE = f"(model.template): name a built-in one ({', '.join(BUILTIN_TEMPLATES)})"
+_NAME_ONE = "(model.template): mend it, or name a built-in one (python -m pyft.data templates lists them)"
 _WITH_TOOLS = ", ".join(name for name, builtin in BUILTIN_TEMPLATES.items() if builtin.supports_tools)
 
 
@@ -66,7 +66,7 @@ class ChatTemplate:
             builtin: What the template is one of.
 
         Raises:
-            ConfigError: The source is no template, no end mark is found, or what it marks is wrong.
+            ConfigError: The source is no template, it refuses two questions and answers, or has no end mark.
         """
         self.name = name
         self.source = source
@@ -83,7 +83,7 @@ class ChatTemplate:
         self.end_mark = end_mark or self._find_end_mark(tokenizer)
         self.control_tokens = special_spellings(tokenizer) | {self.end_mark}
         if builtin is None:
-            self._learn_from_probes(tokenizer)
+            self.control_tokens |= self._find_control_tokens(tokenizer)
         else:
             self.control_tokens |= set(builtin.control_tokens)
             self.supports_tools = builtin.supports_tools
@@ -162,6 +162,19 @@ class ChatTemplate:
         ids = [tokenizer.convert_tokens_to_ids(self.end_mark), tokenizer.eos_token_id]
         return list(dict.fromkeys(token_id for token_id in ids if token_id is not None))
 
+    def check_marks(self) -> None:
+        """Refuse generation marks that would make a wrong mask.
+
+        Raises:
+            ConfigError: They do not enclose each answer and the mark that ends it, or enclose more.
+        """
+        if not self.has_marks:
+            return
+        try:
+            check_marks(lambda messages, prompt: self._render_text(messages, (), prompt), self.end_mark)
+        except TemplateFailure as error:
+            raise ConfigError(f"{self.name} chat template cannot be used: {error} {_NAME_ONE}") from None
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the compiled program, which is made again where it is needed."""
         return {key: value for key, value in self.__dict__.items() if key != "_compiled"}
@@ -235,12 +248,10 @@ class ChatTemplate:
             )
         return mark
 
-    def _learn_from_probes(self, tokenizer: Any) -> None:
-        """See what somebody else's template marks, and which tokens it writes itself."""
+    def _find_control_tokens(self, tokenizer: Any) -> set[str]:
+        """Find the tokens that somebody else's template writes, special or not."""
         self._set_controls()
         try:
-            if self.has_marks:
-                check_marks(lambda messages, prompt: self._render_text(messages, (), prompt), self.end_mark)
-            self.control_tokens |= find_written(self.render, tokenizer.added_tokens_encoder)
+            return find_written(self.render, tokenizer.added_tokens_encoder)
         except TemplateFailure as error:
             raise ConfigError(f"{self.name} chat template cannot be used: {error} {_NAME_ONE}") from None

@@ -56,8 +56,8 @@ def check_marks(render: Callable[[Sequence[Message], bool], tuple[str, list[Span
             raise TemplateFailure("its generation marks leave the answer out: put them around it")
         if not text[start:end].endswith(end_mark):
             raise TemplateFailure(
-                f"its generation marks leave out {end_mark}, so the model would never learn to stop: put the "
-                "mark that ends a turn inside them"
+                f"it leaves {end_mark} out of what is learned, so the model would never learn to stop: "
+                "put it inside the generation marks"
             )
         if any(message.content in text[start:end] for message in _TALK if message is not answer) or (
             prompt_end is not None and start < prompt_end

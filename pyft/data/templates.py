@@ -58,7 +58,9 @@ def get_template(name: str | None, tokenizer: Any) -> ChatTemplate:
                     "model.template: the tokenizer brings no chat template of its own: name a built-in one "
                     f"({', '.join(BUILTIN_TEMPLATES)})"
                 ) from None
-        return ChatTemplate(name or "the tokenizer's own", source, tokenizer, None)
+        template = ChatTemplate(name or "the tokenizer's own", source, tokenizer, None)
+        template.check_marks()
+        return template
     missing = [token for token in builtin.control_tokens if token not in tokenizer.added_tokens_encoder]
     if missing:
         raise ConfigError(

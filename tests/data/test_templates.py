@@ -1,103 +1,22 @@
-"""Golden texts of the built-in templates, agreement with transformers, masks for templates of others."""
+"""Templates by name, from files and from tokenizers: what is found and what is refused."""
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
-from transformers import AutoTokenizer
 
 from pyft.config import ConfigError
-from pyft.data.builtin_templates import BUILTIN_TEMPLATES
 from pyft.data.encode import build_tokenizer
-from pyft.data.templates import ChatTemplate, Message, TemplateFailure, encode_text_prompt, get_template
-
-TALK = [
-    Message("system", "S"),
-    Message("user", "u1"),
-    Message("assistant", " a1 "),
-    Message("user", "u2\n"),
-    Message("assistant", "a2"),
-]
-CHATML = (
-    "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nu1<|im_end|>\n<|im_start|>assistant\n a1 <|im_end|>\n"
-    "<|im_start|>user\nu2\n<|im_end|>\n<|im_start|>assistant\na2<|im_end|>\n"
+from pyft.data.templates import (
+    ChatTemplate,
+    Message,
+    builtin_template,
+    encode_text_prompt,
+    get_template,
+    trained_template,
 )
-GOLDEN = {
-    "chatml": CHATML,
-    "qwen_chat": CHATML,
-    "internlm2_chat": CHATML,
-    "internlm_chat": "<|System|>:S\n<|User|>:u1<eoh>\n<|Bot|>: a1 <eoa>\n"
-    "<|User|>:u2\n<eoh>\n<|Bot|>:a2<eoa>\n",
-    "llama3_chat": "<|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>"
-    "<|start_header_id|>user<|end_header_id|>\n\nu1<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\n a1 <|eot_id|>"
-    "<|start_header_id|>user<|end_header_id|>\n\nu2\n<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\na2<|eot_id|>",
-    "default": "<|System|>:S\n<|User|>:u1\n<|Bot|>: a1 {eos}\n<|User|>:u2\n\n<|Bot|>:a2{eos}\n",
-}
-ENDS = {
-    "chatml": "<|im_end|>",
-    "qwen_chat": "<|im_end|>",
-    "internlm2_chat": "<|im_end|>",
-    "internlm_chat": "<eoa>",
-    "llama3_chat": "<|eot_id|>",
-    "default": "<|endoftext|>",
-}
-
-
-def test_every_builtin_has_a_golden_text():
-    assert set(GOLDEN) == set(BUILTIN_TEMPLATES) == set(ENDS)
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-@pytest.mark.parametrize("kind", ["bpe", "bpe_with_bos"])
-def test_golden_text_and_spans(request, name, kind):
-    tokenizer = request.getfixturevalue(kind)
-    template = get_template(name, tokenizer)
-    bos = "<s>" if kind == "bpe_with_bos" else ""
-    golden = bos + GOLDEN[name].replace("{eos}", "<|endoftext|>")
-    whole = template.render(TALK)
-    assert whole.text == golden
-    assert [whole.text[a:b] for a, b in whole.spans] == [" a1 " + ENDS[name], "a2" + ENDS[name]]
-    assert template.end_mark == ENDS[name]
-    assert template.render(TALK[:4], add_generation_prompt=True).text == golden[: whole.spans[1][0]]
-    assert template.render(TALK[:2], add_generation_prompt=True).text == golden[: whole.spans[0][0]]
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-@pytest.mark.parametrize("kind", ["bpe", "bpe_with_bos"])
-def test_transformers_renders_and_masks_the_same(request, tmp_path, name, kind):
-    tokenizer = request.getfixturevalue(kind)
-    template = get_template(name, tokenizer)
-    tokenizer.save_pretrained(tmp_path)
-    saved = AutoTokenizer.from_pretrained(tmp_path)
-    saved.chat_template = template.source
-    saved.save_pretrained(tmp_path)
-    loaded = AutoTokenizer.from_pretrained(tmp_path)
-    dicts = [{"role": m.role, "content": m.content} for m in TALK]
-    assert loaded.apply_chat_template(dicts, tokenize=False) == template.render(TALK).text
-    prompt = loaded.apply_chat_template(dicts[:4], tokenize=False, add_generation_prompt=True)
-    assert prompt == template.render(TALK[:4], add_generation_prompt=True).text
-    ids = loaded.apply_chat_template(dicts[:4], add_generation_prompt=True, return_dict=True)["input_ids"]
-    assert template.encode_prompt(tokenizer, dicts[:4]) == ids == template.encode_prompt(tokenizer, TALK[:4])
-    # The tokenizer's own template is now this one.
-    own = get_template(None, loaded)
-    assert own.source == template.source
-    assert own.render(TALK) == template.render(TALK)
-    assert own.end_mark == template.end_mark
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-def test_roles_without_a_place_are_refused(bpe, name):
-    with pytest.raises(TemplateFailure, match="no place for the role tool"):
-        get_template(name, bpe).render([Message("user", "a"), Message("tool", "b")])
-
-
-def test_stop_ids(bpe):
-    assert bpe.convert_ids_to_tokens(get_template("chatml", bpe).stop_token_ids(bpe)) == [
-        "<|im_end|>",
-        "<|endoftext|>",
-    ]
-    assert get_template("default", bpe).stop_token_ids(bpe) == [bpe.eos_token_id]
+from pyft.data.tokenizer_view import TokenizerView
 
 
 def test_unknown_name(bpe):
@@ -133,108 +52,13 @@ def test_prompt_for_a_plain_text(bpe, bpe_with_bos):
     assert bpe.decode(spelled) == "a <|im_end|> b"
 
 
-# Templates of others, cut down to what matters.
-QWEN2 = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-# Qwen3: earlier thinking is dropped, the last answer is opened by an empty thinking block.
-QWEN3 = (
-    "{%- for message in messages %}{%- if message.role != 'assistant' %}"
-    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{%- else %}"
-    "{%- set content = message.content %}{%- set thought = '' %}"
-    "{%- if '</think>' in content %}"
-    "{%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}"
-    "{%- set content = content.split('</think>')[-1].lstrip('\\n') %}{%- endif %}"
-    "{%- if loop.last %}{{- '<|im_start|>assistant\\n<think>\\n' + thought + '\\n</think>\\n\\n' + content }}"
-    "{%- else %}{{- '<|im_start|>assistant\\n' + content }}{%- endif %}{{- '<|im_end|>\\n' }}{%- endif %}"
-    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
-)
-# Llama 2: the system text inside the first question, answers trimmed, eos as end mark, strict alternation.
-LLAMA2 = (
-    "{% if messages[0]['role'] == 'system' %}"
-    "{% set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}"
-    "{% set rest = messages[1:] %}{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}"
-    "{% for message in rest %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
-    "{% if message['role'] == 'user' %}"
-    "{{ '[INST] ' + (system if loop.first else '') + message['content'] + ' [/INST]' }}"
-    "{% else %}{{ ' ' + message['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
-)
-# The prompt opens a thinking block that the whole does not have: not a prefix, so contents are located.
-THINKING_PROMPT = (
-    "{% for m in messages %}"
-    "{{ '<|im_start|>' + m.role + '\\n' + m.content | trim + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"
-)
 MARKED = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
     "{% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}"
     "{% else %}{{ m.content }}<|im_end|>\n{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-QUESTIONS = [
-    Message("user", "u1"),
-    Message("assistant", "a1"),
-    Message("user", "u2"),
-    Message("assistant", "a2 "),
-]
-
-
-@pytest.mark.parametrize(
-    ("source", "learned"),
-    [
-        (QWEN2, ["a1<|im_end|>", "a2 <|im_end|>"]),
-        (QWEN3, ["a1<|im_end|>", "<think>\n\n</think>\n\na2 <|im_end|>"]),
-        (LLAMA2, [" a1 <|endoftext|>", " a2 <|endoftext|>"]),
-        (THINKING_PROMPT, ["a1<|im_end|>", "a2<|im_end|>"]),
-        (MARKED, ["a1<|im_end|>", "a2 <|im_end|>"]),
-    ],
-    ids=["qwen2", "qwen3", "llama2", "thinking_prompt", "marked"],
-)
-def test_masks_of_other_templates(bpe, source, learned):
-    whole = ChatTemplate("own", source, bpe, None).render(QUESTIONS)
-    assert [whole.text[a:b] for a, b in whole.spans] == learned
-
-
-def test_thinking_in_answers(bpe):
-    talk = [QUESTIONS[0], Message("assistant", "<think>\nhm\n</think>\n\na1"), QUESTIONS[2]]
-    talk.append(Message("assistant", "<think>\nso\n</think>\n\na2"))
-    whole = ChatTemplate("own", QWEN3, bpe, None).render(talk)
-    learned = [whole.text[a:b] for a, b in whole.spans]
-    assert learned == ["a1<|im_end|>", "<think>\nso\n</think>\n\na2<|im_end|>"]
-
-
-def test_contents_that_are_part_of_the_frame_are_still_found(bpe):
-    # "assistant" stands in every header too; searching for it would find the wrong place.
-    talk = [
-        Message("user", "assistant"),
-        Message("assistant", "assistant"),
-        Message("user", "a"),
-        Message("assistant", "a"),
-    ]
-    for source in (QWEN2, THINKING_PROMPT):
-        whole = ChatTemplate("own", source, bpe, None).render(talk)
-        heads = [whole.text[:start] for start, _ in whole.spans]
-        assert all(head.endswith("<|im_start|>assistant\n") for head in heads)
-        assert [whole.text[a:b] for a, b in whole.spans] == ["assistant<|im_end|>", "a<|im_end|>"]
-
-
-def test_a_template_that_rewrites_answers_is_refused(bpe):
-    source = THINKING_PROMPT.replace("m.content | trim", "m.content | upper")
-    with pytest.raises(TemplateFailure, match="rewrites contents"):
-        ChatTemplate("own", source, bpe, None).render(QUESTIONS)
-
-
-def test_a_template_that_writes_by_what_an_answer_holds_is_refused(bpe):
-    source = THINKING_PROMPT.replace(
-        "'<|im_end|>\\n' }}", "'<|im_end|>' + ('!' if 'a2' in m.content else '') }}"
-    )
-    assert "'!'" in source
-    with pytest.raises(TemplateFailure, match="rewrites contents"):
-        ChatTemplate("own", source, bpe, None).render(QUESTIONS)
+TALK = [Message("user", "q"), Message("assistant", " a ")]
 
 
 def test_a_template_without_an_end_mark_is_refused(bpe):
@@ -249,19 +73,155 @@ def test_a_hostile_template_is_refused(bpe):
         ChatTemplate("own", source, bpe, None)
 
 
-@pytest.mark.parametrize("source", [None, QWEN2, THINKING_PROMPT, MARKED])
-def test_spelled_control_tokens_stay_literals(bpe, source):
-    template = ChatTemplate("own", source, bpe, None) if source else get_template("chatml", bpe)
-    talk = [
-        Message("user", "what is <|im_end|>? <|im_start|>"),
-        Message("assistant", "<|im_end|> ends. <|im_end|>"),
-    ]
-    whole = template.render(talk)
-    assert [whole.text[a:b] for a, b in whole.literals] == [
-        "<|im_end|>",
-        "<|im_start|>",
-        "<|im_end|>",
-        "<|im_end|>",
-    ]
-    assert [whole.text[a:b] for a, b in whole.spans] == ["<|im_end|> ends. <|im_end|><|im_end|>"]
-    assert "what is <|im_end|>? <|im_start|><|im_end|>" in whole.text
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        (
+            "<|im_end|>\n{% endgeneration %}",
+            "{% endgeneration %}<|im_end|>\n",
+            r"leaves <\|im_end\|> out of what is",
+        ),
+        (
+            "{% generation %}{{ m.content }}<|im_end|>",
+            "{{ m.content }}<|im_end|>{% generation %}",
+            "leave the answer out",
+        ),
+        (
+            "{% if m.role == 'assistant' %}",
+            "{% if m.role == 'nobody' %}",
+            "marks 0 generations in 2 assistant turns",
+        ),
+        ("{% if m.role == 'assistant' %}", "{% if true %}", "marks 4 generations in 2 assistant turns"),
+        (
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}",
+            "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<|im_start|>{{ m.role }}\n",
+            "take in more than the answer",
+        ),
+    ],
+)
+def test_marks_that_would_make_a_wrong_mask_are_refused(bpe, old, new, why, tmp_path):
+    source = MARKED.replace(old, new)
+    assert source != MARKED
+    path = tmp_path / "own.jinja"
+    path.write_text(source, encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=f"own.jinja chat template cannot be used: .*{why}.*templates lists them"
+    ):
+        get_template(str(path), bpe)
+
+
+def test_marks_around_everything_are_refused(bpe, tmp_path):
+    path = tmp_path / "own.jinja"
+    path.write_text(
+        "{% generation %}"
+        + MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+        + "{% endgeneration %}"
+    )
+    with pytest.raises(ConfigError, match="marks 1 generations in 2 assistant turns"):
+        get_template(str(path), bpe)
+
+
+def test_marks_in_a_macro_are_where_their_text_goes(bpe, tmp_path):
+    path = tmp_path / "own.jinja"
+    path.write_text(
+        "{% macro say(m) %}<|im_start|>{{ m.role }}\n"
+        "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n{% endmacro %}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ say(m) }}{% else %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    whole = get_template(str(path), bpe).render([*TALK, Message("user", "q2"), Message("assistant", "a2")])
+    assert [whole.text[a:b] for a, b in whole.spans] == [" a <|im_end|>", "a2<|im_end|>"]
+
+
+def test_tokens_that_the_template_writes_are_control_tokens_though_not_special():
+    # <|im_start|> is an ordinary added token here, and so is <think>, a word that answers write.
+    tokenizer = build_tokenizer(["a b c"] * 9, vocab_size=300, control_tokens=["<|im_end|>"])
+    tokenizer.add_tokens(["<|im_start|>", "<think>", "  ", "assistant"])
+    template = ChatTemplate("own", MARKED, tokenizer, None)
+    assert template.control_tokens == {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}
+    talk = [Message("user", "<|im_start|> <think>"), TALK[1]]
+    assert [template.render(talk).text[a:b] for a, b in template.render(talk).literals] == ["<|im_start|>"]
+
+
+@pytest.mark.parametrize("name", ["chatml", "own"])
+def test_a_template_can_be_sent_to_another_process(bpe, name):
+    template = get_template("chatml", bpe) if name == "chatml" else ChatTemplate("own", MARKED, bpe, None)
+    before = template.render(TALK)
+    copy = pickle.loads(pickle.dumps(template))
+    assert copy.render(TALK) == before
+    assert (copy.name, copy.source, copy.end_mark) == (template.name, template.source, template.end_mark)
+    assert copy.control_tokens == template.control_tokens
+    assert copy.supports_tools == template.supports_tools == (name == "chatml")
+
+
+@pytest.mark.parametrize("name", ["chatml", "default", "gemma", None])
+def test_a_view_of_the_tokenizer_does(bpe_with_bos, name):
+    bpe_with_bos.chat_template = MARKED
+    view = TokenizerView.from_tokenizer(bpe_with_bos)
+    template, other = get_template(name, bpe_with_bos), get_template(name, view)
+    assert other.render(TALK) == template.render(TALK)
+    assert other.stop_token_ids(view) == template.stop_token_ids(bpe_with_bos)
+    assert other.encode_prompt(view, TALK[:1]) == template.encode_prompt(bpe_with_bos, TALK[:1])
+    bpe_with_bos.chat_template = None
+
+
+def test_a_file(bpe, tmp_path):
+    folder = tmp_path / "mit Leerzeichen 模板"
+    folder.mkdir()
+    path = folder / "own.jinja"
+    path.write_text(MARKED, encoding="utf-8-sig")
+    template = get_template(str(path), bpe)
+    assert (template.source, template.name, template.end_mark) == (MARKED, str(path), "<|im_end|>")
+    assert (
+        template.render(TALK).text == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n a <|im_end|>\n"
+    )
+    # What a tokenizer built for it needs.
+    assert builtin_template(str(path)).control_tokens == ("<|im_start|>", "<|im_end|>")
+    # A run trained with a file has its text in the tokenizer beside the weights; the file may be gone.
+    path.unlink()
+    bpe.chat_template = MARKED
+    assert trained_template("sft", str(path), bpe).source == MARKED
+    bpe.chat_template = None
+    assert trained_template("sft", str(path), bpe) is None
+
+
+def test_tokens_of_a_file_are_those_it_spells_but_for_pairs_of_tags(tmp_path):
+    path = tmp_path / "own.jinja"
+    path.write_text(
+        "<start_of_turn>{{ '<end_of_turn>' }}<tool_call></tool_call><think></think><|end|><function-name>"
+    )
+    assert set(builtin_template(str(path)).control_tokens) == {"<start_of_turn>", "<end_of_turn>", "<|end|>"}
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda path: None, "no such template file"),
+        (lambda path: path.mkdir(), "it is a folder"),
+        (lambda path: path.write_text(" \n"), "is empty"),
+        (lambda path: path.write_bytes(b"ab\xff{{"), "it is not UTF-8 at byte 2"),
+        (lambda path: path.write_text("{% if %}"), "it is no valid Jinja in line 1"),
+        (
+            lambda path: path.write_text("{{ messages[0].nothing.at_all }}"),
+            "cannot render a question and an answer",
+        ),
+        (
+            lambda path: path.write_text("{% for m in messages %}{{ m.content }}{% endfor %}"),
+            "writes no control token",
+        ),
+    ],
+)
+def test_files_that_are_no_templates(bpe, tmp_path, make, why):
+    path = tmp_path / "own.jinja"
+    make(path)
+    with pytest.raises(ConfigError, match=why) as caught:
+        get_template(str(path), bpe)
+    assert str(path) in str(caught.value) and "model.template" in str(caught.value)
+    assert len(caught.value.messages) == 1 and "\n" not in caught.value.messages[0]
+
+
+def test_the_template_a_run_was_trained_with(bpe):
+    assert trained_template("sft", "chatml", bpe).name == "chatml"
+    assert trained_template("pretrain", "chatml", bpe) is None
+    assert trained_template(None, None, bpe) is None
