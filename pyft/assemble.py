@@ -86,9 +86,7 @@ def build_model(
             base, quantization=settings.quantization, double_quant=settings.double_quant, **common
         )
     check_vocabulary(model, len(tokenizer))
-    check_positions(
-        model, max(len(sample.input_ids) for sample in (*data.train_samples, *data.validation_samples))
-    )
+    check_positions(model, data.longest)
     check_isolation(model)
     if stage.adapter is not None:
         attach_adapters(model, **stage.adapter.model_dump(), seed=stage.train.seed)

@@ -142,7 +142,7 @@ class _StageRun:
             # The template travels in the saved tokenizer.
             tokenizer.chat_template = template.source
         self._signals.check()
-        data = prepare(stage, tokenizer, template)
+        data = prepare(stage, tokenizer, template, poll=self._signals.check)
         print(*data.notes, format_ledger(data.ledger), data.preview, sep="\n", flush=True)
         self._signals.check()
         plan = plan_run(

@@ -1,49 +1,70 @@
 """Count what becomes of every row and token; the table printed before training.
 
-    rows_read      = sum of dropped.<reason> + train.rows + validation.rows
-    tokens_encoded = tokens_cut + train.tokens + validation.tokens
+    rows_read                         = sum of dropped.<reason> + train.rows + validation.rows
+    tokens_encoded + tokens_repeated  = tokens_cut + train.tokens + validation.tokens
 
 These sums are checked whenever a ledger is made. `trained_tokens` are labels that are not -100;
 `target_tokens` those of them that have a token before them in their sample, which is what the loss is
-divided by. Rows in which nothing is learned are dropped before they are encoded, so their tokens are in no
-count.
+divided by. Rows in which nothing is trained are dropped before they are encoded, so their tokens are in no
+count; nor are those of rows that were not sampled.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyft.data.collate import IGNORED
-from pyft.data.encode import EncodedRow, Sample
+import numpy as np
 
-DROP_REASONS = ("nooutput", "no_trained_tokens", "overlong")
+from pyft.data.selection import Selection
+
+DROP_REASONS = ("nooutput", "no_trained_tokens", "overlong", "not_sampled", "bad_record")
+TALLIES = ("turns_cut", "rows_split", "rows_truncated", "prompt_differs", "rejected_unused")
 _PERCENTILES = (50, 90, 99)
+_LABELS = {
+    "turns_cut": "turns cut (after the last answer)",
+    "rows_split": "rows split into windows",
+    "rows_truncated": "rows truncated",
+    "prompt_differs": "rows whose prompt reads differently",
+    "rejected_unused": "rejected answers not learned",
+    "duplicates": "validation samples also trained on",
+}
+# Lines of the table that most recipes have no use for.
+_SHOWN_WHEN_ANY = {"not_sampled", "bad_record", "rows_truncated", "rejected_unused"}
 
 
 @dataclass
 class Counts:
-    """Running counts while rows are read; `longest_dropped` is in tokens."""
+    """Running counts over sources. `tally` has those of TALLIES, tokens_encoded and tokens_cut, by name."""
 
     rows_read: int = 0
-    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROP_REASONS, 0))
-    turns_cut: int = 0
-    rows_split: int = 0
-    prompt_differs: int = 0
-    tokens_encoded: int = 0
-    tokens_cut: int = 0
+    dropped: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(DROP_REASONS, 0)))
+    tally: Counter[str] = field(default_factory=Counter)
+    tokens_repeated: int = 0
     longest_dropped: int = 0
+
+    def add(self, content: Mapping[str, Any]) -> None:
+        """Add the counts of a source.
+
+        Args:
+            content: Its description, see sources.py.
+        """
+        self.rows_read += content["rows_read"]
+        self.dropped.update(content["dropped"])
+        self.tally.update(content["tally"])
+        self.longest_dropped = max(self.longest_dropped, content["longest_dropped"])
 
 
 def make_ledger(
     counts: Counts,
-    train: Sequence[EncodedRow],
-    validation: Sequence[EncodedRow],
+    train: Selection,
+    validation: Selection,
     *,
     max_length: int | None,
-    train_packs: Sequence[Sequence[Sample]] | None,
-    validation_packs: Sequence[Sequence[Sample]] | None,
+    num_train_packs: int | None,
+    num_validation_packs: int | None,
 ) -> dict[str, Any]:
     """Put the counts together and check that they agree.
 
@@ -51,11 +72,11 @@ def make_ledger(
 
     Args:
         counts: What was counted while reading.
-        train: Rows kept for training.
-        validation: Rows kept for validation.
+        train: The samples of training, repeated ones as often as they are seen.
+        validation: Those of validation.
         max_length: Tokens a pack may hold.
-        train_packs: The packs, None without packing.
-        validation_packs: The same for validation.
+        num_train_packs: How many packs there are; None without packing.
+        num_validation_packs: The same for validation.
 
     Returns:
         Nested numbers.
@@ -63,13 +84,12 @@ def make_ledger(
     ledger = {
         "rows_read": counts.rows_read,
         "dropped": dict(counts.dropped),
-        "turns_cut": counts.turns_cut,
-        "rows_split": counts.rows_split,
-        "prompt_differs": counts.prompt_differs,
-        "tokens_encoded": counts.tokens_encoded,
-        "tokens_cut": counts.tokens_cut,
-        "train": _describe_part(train, max_length, train_packs),
-        "validation": _describe_part(validation, max_length, validation_packs),
+        **{name: counts.tally[name] for name in TALLIES},
+        "tokens_encoded": counts.tally["tokens_encoded"],
+        "tokens_repeated": counts.tokens_repeated,
+        "tokens_cut": counts.tally["tokens_cut"],
+        "train": _describe_part(train, max_length, num_train_packs),
+        "validation": _describe_part(validation, max_length, num_validation_packs),
         "duplicates": _count_duplicates(train, validation),
     }
     check_ledger(ledger)
@@ -88,46 +108,53 @@ def check_ledger(ledger: Mapping[str, Any]) -> None:
     train, validation = ledger["train"], ledger["validation"]
     rows = sum(ledger["dropped"].values()) + train["rows"] + validation["rows"]
     tokens = ledger["tokens_cut"] + train["tokens"] + validation["tokens"]
-    if rows != ledger["rows_read"] or tokens != ledger["tokens_encoded"]:
+    encoded = ledger["tokens_encoded"] + ledger["tokens_repeated"]
+    if rows != ledger["rows_read"] or tokens != encoded:
         raise RuntimeError(
-            f"ledger: {ledger['rows_read']} rows read but {rows} accounted for, "
-            f"{ledger['tokens_encoded']} tokens "
-            f"encoded but {tokens} accounted for"
+            f"ledger: {ledger['rows_read']} rows read but {rows} accounted for, {encoded} tokens encoded or "
+            f"repeated but {tokens} accounted for"
         )
 
 
-def _describe_part(
-    rows: Sequence[EncodedRow], max_length: int | None, packs: Sequence[Sequence[Sample]] | None
-) -> dict[str, Any]:
-    samples = [sample for row in rows for sample in row.samples]
-    lengths = sorted(len(sample.input_ids) for sample in samples)
-    tokens = sum(lengths)
-    trained = sum(sample.num_trained for sample in samples)
+def _describe_part(samples: Selection, max_length: int | None, num_packs: int | None) -> dict[str, Any]:
+    lengths = np.sort(samples.lengths)
+    tokens, trained = int(lengths.sum()), int(samples.trained.sum())
     part: dict[str, Any] = {
-        "rows": len(rows),
+        "rows": len(np.unique(samples.rows)),
         "samples": len(samples),
         "tokens": tokens,
         "trained_tokens": trained,
         "trained_share": round(trained / tokens, 4) if tokens else 0.0,
-        "target_tokens": trained - sum(sample.labels[0] != IGNORED for sample in samples),
-        "length": {f"p{p}": _percentile(lengths, p) for p in _PERCENTILES}
-        | {"max": lengths[-1] if lengths else 0},
+        "target_tokens": int(samples.targets.sum()),
+        "length": {f"p{p}": percentile(lengths, p) for p in _PERCENTILES}
+        | {"max": int(lengths[-1]) if len(lengths) else 0},
     }
-    if packs is not None and max_length is not None:
-        part["packs"] = len(packs)
-        part["fill"] = round(tokens / (len(packs) * max_length), 4) if packs else 0.0
+    if num_packs is not None and max_length is not None:
+        part["packs"] = num_packs
+        part["fill"] = round(tokens / (num_packs * max_length), 4) if num_packs else 0.0
     return part
 
 
-def _percentile(ascending: Sequence[int], percent: int) -> int:
-    """The smallest length that at least `percent` of samples do not exceed."""
-    return ascending[max(0, -(-len(ascending) * percent // 100) - 1)] if ascending else 0
+def percentile(ascending: Sequence[int] | np.ndarray, percent: int) -> int:
+    """Find the smallest length that at least `percent` of the lengths do not exceed.
+
+    Args:
+        ascending: Sorted lengths.
+        percent: From 0 to 100.
+
+    Returns:
+        The length; 0 where there is none.
+    """
+    return int(ascending[max(0, -(-len(ascending) * percent // 100) - 1)]) if len(ascending) else 0
 
 
-def _count_duplicates(train: Sequence[EncodedRow], validation: Sequence[EncodedRow]) -> int:
+def _count_duplicates(train: Selection, validation: Selection) -> int:
     """Validation samples that are also, token for token, training samples."""
-    seen = {tuple(sample.input_ids) for row in train for sample in row.samples}
-    return sum(tuple(sample.input_ids) in seen for row in validation for sample in row.samples)
+    seen = {digest.tobytes() for digest in validation.digests}
+    if not seen:
+        return 0
+    also = {name for digest in train.digests if (name := digest.tobytes()) in seen}
+    return sum(digest.tobytes() in also for digest in validation.digests)
 
 
 def format_ledger(ledger: Mapping[str, Any]) -> str:
@@ -141,19 +168,30 @@ def format_ledger(ledger: Mapping[str, Any]) -> str:
     """
     train, validation = ledger["train"], ledger["validation"]
     lines = [_line("rows read", ledger["rows_read"])]
-    lines += [_line(f"  dropped: {reason}", count) for reason, count in ledger["dropped"].items()]
+    lines += [
+        _line(f"  dropped: {reason}", count)
+        for reason, count in ledger["dropped"].items()
+        if count or reason not in _SHOWN_WHEN_ANY
+    ]
     lines += [_line("  kept for training", train["rows"]), _line("  kept for validation", validation["rows"])]
     lines += [
         _line("tokens encoded", ledger["tokens_encoded"]),
-        _line("  cut with dropped rows", ledger["tokens_cut"]),
+        *([_line("tokens repeated (weight)", n)] if (n := ledger["tokens_repeated"]) else []),
+        _line("  cut, alone or with their rows", ledger["tokens_cut"]),
         _line("  in training samples", train["tokens"]),
         _line("  in validation samples", validation["tokens"]),
-        _line("turns cut (after the last answer)", ledger["turns_cut"]),
-        _line("rows split into windows", ledger["rows_split"]),
-        _line("rows whose prompt reads differently", ledger["prompt_differs"]),
-        _line("validation samples also trained on", ledger["duplicates"]),
-        f"{'':36}{'train':>14}{'validation':>14}",
     ]
+    lines += [
+        _line(label, ledger[key])
+        for key, label in _LABELS.items()
+        if ledger[key] or key not in _SHOWN_WHEN_ANY
+    ]
+    lines.append(f"{'':36}{'train':>14}{'validation':>14}")
+    return "\n".join([*lines, *_format_parts(train, validation)])
+
+
+def _format_parts(train: Mapping[str, Any], validation: Mapping[str, Any]) -> list[str]:
+    lines = []
     rows = [
         ("samples", "samples", "{:,}"),
         ("tokens trained", "trained_tokens", "{:,}"),
@@ -167,7 +205,7 @@ def format_ledger(ledger: Mapping[str, Any]) -> str:
             lines.append(f"{label:36}{values[0]:>14}{values[1]:>14}")
     for name in train["length"]:
         lines.append(f"{'length ' + name:36}{train['length'][name]:>14,}{validation['length'][name]:>14,}")
-    return "\n".join(lines)
+    return lines
 
 
 def _line(label: str, number: int) -> str:

@@ -1,37 +1,36 @@
 """From a stage of a recipe to batches: read, encode, split, pack, count.
 
-    files -> rows -> encoded rows -> (validation split) -> samples -> packs -> BatchSource
+    files -> rows -> encoded samples in a store -> (validation split) -> (weights) -> packs -> BatchSource
 
-Rows are split before they are packed. Which rows become validation depends on their texts and the seed, not
-on their order, so shuffling a file moves no row from one side to the other. Everything is held in memory.
+Rows are split before they are repeated or packed. Which rows become validation depends on what they say and
+the seed, not on their order, so shuffling a file moves no row from one side to the other. Samples stay on
+disk (store.py); what is held in memory is some sixty bytes for each.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from pyft.config import ConfigError, DataError, DataSource, Stage
-from pyft.data.collate import BatchSource
-from pyft.data.documents import encode_documents
-from pyft.data.encode import (
-    EncodedRow,
-    Sample,
-    encode_conversations,
-)
-from pyft.data.formats import RowFile, read_rows
+from pyft.data.batches import BatchSource, Groups
 from pyft.data.ledger import Counts, format_ledger, make_ledger
 from pyft.data.packing import pack
+from pyft.data.pipeline import Poll
 from pyft.data.preview import format_sample, wants_colour
 from pyft.data.recipe_tokenizer import tokenizer_for
-from pyft.data.rows import hash_file
-from pyft.data.split import split_rows
+from pyft.data.samples import Sample
+from pyft.data.selection import Selection
+from pyft.data.sources import PreparedSource, SourceReader, describe_tokenizer, encode_options
+from pyft.data.split import rank_rows, split_rows
 from pyft.data.templates import ChatTemplate
 
-__all__ = ["PreparedData", "format_ledger", "prepare", "tokenizer_for"]
+__all__ = ["PreparedData", "fingerprint", "format_ledger", "prepare", "tokenizer_for"]
 
 
 @dataclass
@@ -41,7 +40,7 @@ class PreparedData:
     `ledger` is nested numbers; `fingerprint` is a SHA-256 over file contents, options, tokenizer and
     template; `preview` one sample, written out; `notes` lines such as which format a file was read as.
     `samples_in_order` has the samples of the training files as they stand in them, those that went to
-    validation included.
+    validation included. `longest` is the tokens of the longest sample.
     """
 
     train: BatchSource
@@ -49,74 +48,84 @@ class PreparedData:
     ledger: dict[str, Any]
     fingerprint: str
     preview: str
-    train_samples: list[Sample]
-    validation_samples: list[Sample]
-    samples_in_order: list[Sample]
+    train_samples: Selection
+    validation_samples: Selection
+    samples_in_order: Selection
+    longest: int
     notes: list[str] = field(default_factory=list)
 
 
-def prepare(stage: Stage, tokenizer: Any, template: ChatTemplate | None) -> PreparedData:
+def prepare(
+    stage: Stage, tokenizer: Any, template: ChatTemplate | None, *, poll: Poll = lambda: None
+) -> PreparedData:
     """Prepare the data of one stage.
 
     ConfigError is raised further down where the tokenizer or template does not fit the mode, or val_size does
-    not fit the data.
+    not fit the data; DataError where a file or row cannot be used, or nothing is left to learn.
 
     Args:
         stage: The stage.
         tokenizer: A fast tokenizer.
         template: The chat template; needed for mode sft only.
+        poll: Called at least every 0.2 s or so while rows are prepared; what it raises ends the work.
 
     Returns:
         Batches, ledger, preview.
-
-    Raises:
-        DataError: A file or row cannot be used, or nothing is left to learn.
     """
-    _check_mode(stage, tokenizer, template)
+    check_mode(stage, tokenizer, template)
     data, seed = stage.data, stage.train.seed
-    counts, notes = Counts(), []
-    rows = _encode_sources(data.train, stage, tokenizer, template, counts, notes)
-    if not rows:
-        raise DataError(_describe_nothing_left(data.train, counts, data.max_length))
-    if data.validation:
-        train = rows
-        validation = _encode_sources(data.validation, stage, tokenizer, template, counts, notes)
-    else:
-        train, validation = split_rows(rows, data.val_size, seed)
-    if template is not None and stage.mode == "sft":
-        _check_stop(train, template, tokenizer)
+    reader = SourceReader(stage, tokenizer, template if stage.mode == "sft" else None, poll)
+    counts = Counts()
+    sources = _prepare_sources(reader, data.train, counts)
+    if not sum(len(source.store) for source in sources):
+        raise DataError(describe_nothing_left(data.train, counts, data.max_length))
+    if template is not None and stage.mode == "sft" and data.train_on_eot:
+        _check_stop(sources, template)
+    set_aside = _prepare_sources(reader, data.validation, counts)
+    in_order = Selection([source.store for source in sources])
+    train, validation = _split(in_order, sources, set_aside, data.val_size, seed)
+    train = _repeat(train, data.train, sources, counts, seed)
     max_length = data.max_length if data.packing else None
-    train_samples, train_groups = _group(train, max_length, seed)
-    validation_samples, validation_groups = _group(validation, max_length, seed)
+    train_packs, validation_packs = _pack(train, max_length, seed), _pack(validation, max_length, seed)
     ledger = make_ledger(
         counts,
         train,
         validation,
         max_length=max_length,
-        train_packs=train_groups if data.packing else None,
-        validation_packs=validation_groups if data.packing else None,
+        num_train_packs=None if train_packs is None else len(train_packs),
+        num_validation_packs=None if validation_packs is None else len(validation_packs),
     )
-    _add_notes(ledger, notes, data.val_size)
-    batch_size, eval_batch_size = (
-        stage.train.per_device_train_batch_size,
-        stage.train.per_device_eval_batch_size,
-    )
+    notes = [note for source in (*sources, *set_aside) for note in source.notes]
+    notes += [reader.note] if reader.note else []
     return PreparedData(
-        train=BatchSource(train_groups, batch_size, seed, shuffle=True),
-        validation=BatchSource(validation_groups, eval_batch_size, seed, shuffle=False)
-        if validation
+        train=_batches(train, train_packs, stage.train.per_device_train_batch_size, seed, shuffle=True),
+        validation=_batches(
+            validation, validation_packs, stage.train.per_device_eval_batch_size, seed, shuffle=False
+        )
+        if len(validation)
         else None,
         ledger=ledger,
-        fingerprint=fingerprint(stage, tokenizer, template),
-        preview=format_sample(train_samples[0], tokenizer, colour=wants_colour()),
-        train_samples=train_samples,
-        validation_samples=validation_samples,
-        samples_in_order=[sample for row in rows for sample in row.samples],
-        notes=notes,
+        fingerprint=_fingerprint(stage, tokenizer, template, reader),
+        preview=format_sample(train[0], tokenizer, colour=wants_colour(), cut_text=train.cut_text(0)),
+        train_samples=train,
+        validation_samples=validation,
+        samples_in_order=in_order,
+        longest=max(int(part.lengths.max(initial=0)) for part in (train, validation)),
+        notes=[*notes, *describe_ledger(ledger, data.val_size)],
     )
 
 
-def _check_mode(stage: Stage, tokenizer: Any, template: ChatTemplate | None) -> None:
+def check_mode(stage: Stage, tokenizer: Any, template: ChatTemplate | None) -> None:
+    """Refuse a tokenizer or template with which the mode cannot work.
+
+    Args:
+        stage: The stage.
+        tokenizer: Its tokenizer.
+        template: Its template.
+
+    Raises:
+        ConfigError: No eos, or no template where one is needed.
+    """
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             "the tokenizer has no eos token, so no text could end (model.tokenizer): set eos_token in it"
@@ -125,54 +134,27 @@ def _check_mode(stage: Stage, tokenizer: Any, template: ChatTemplate | None) -> 
         raise ConfigError("mode sft needs a chat template (model.template): name one")
 
 
-def _encode_sources(
-    sources: Sequence[DataSource],
-    stage: Stage,
-    tokenizer: Any,
-    template: ChatTemplate | None,
-    counts: Counts,
-    notes: list[str],
-) -> list[EncodedRow]:
-    """Read and encode files; rows that are dropped are counted, the others returned in order."""
-    kept = []
+def _prepare_sources(
+    reader: SourceReader, sources: Sequence[DataSource], counts: Counts
+) -> list[PreparedSource]:
+    prepared = []
     for source in sources:
-        file = read_rows(source.path, source.format)
-        notes.append(file.describe())
-        counts.rows_read += file.records_read
-        for reason, count in file.left_out.items():
-            counts.dropped[reason] += count
-        for row in _encode(file, stage, tokenizer, template):
-            if _keep(row, stage, counts):
-                kept.append(row)
-    return kept
+        prepared.append(reader.prepare(source))
+        counts.add(prepared[-1].content)
+    return prepared
 
 
-def _encode(
-    file: RowFile, stage: Stage, tokenizer: Any, template: ChatTemplate | None
-) -> Iterator[EncodedRow]:
-    if stage.mode == "pretrain" or template is None:
-        return encode_documents(tokenizer, file.rows, stage.data.max_length)
-    return encode_conversations(tokenizer, template, file.rows, stage.data.system)
+def describe_nothing_left(sources: Sequence[DataSource], counts: Counts, max_length: int | None) -> str:
+    """Say why no row is left to train on.
 
+    Args:
+        sources: Where the rows came from.
+        counts: What became of them.
+        max_length: data.max_length.
 
-def _keep(row: EncodedRow, stage: Stage, counts: Counts) -> bool:
-    if not row.samples:
-        counts.dropped["no_trained_tokens"] += 1
-        return False
-    counts.tokens_encoded += row.num_tokens
-    longest = max(len(sample.input_ids) for sample in row.samples)
-    if stage.data.max_length is not None and longest > stage.data.max_length:
-        counts.dropped["overlong"] += 1
-        counts.tokens_cut += row.num_tokens
-        counts.longest_dropped = max(counts.longest_dropped, longest)
-        return False
-    counts.turns_cut += row.turns_cut
-    counts.rows_split += len(row.samples) > 1
-    counts.prompt_differs += row.prompt_differs
-    return True
-
-
-def _describe_nothing_left(sources: Sequence[DataSource], counts: Counts, max_length: int | None) -> str:
+    Returns:
+        `what (where): how to mend it`.
+    """
     names = ", ".join(source.path for source in sources)
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.dropped.items() if count)
     mend = "give at least one row with an answer that is trained"
@@ -183,27 +165,90 @@ def _describe_nothing_left(sources: Sequence[DataSource], counts: Counts, max_le
     return f"{names}: none of the {counts.rows_read} rows is left to train on (dropped: {reasons}): {mend}"
 
 
-def _check_stop(rows: Sequence[EncodedRow], template: ChatTemplate, tokenizer: Any) -> None:
-    stops = set(template.stop_token_ids(tokenizer))
-    if not any(stops & set(sample.labels) for row in rows for sample in row.samples):
+def _check_stop(sources: Sequence[PreparedSource], template: ChatTemplate) -> None:
+    if not any(source.content["tally"].get("rows_with_end") for source in sources):
+        raise ConfigError(describe_no_stop(template))
+
+
+def describe_no_stop(template: ChatTemplate) -> str:
+    """Say that nothing teaches the model to stop.
+
+    Args:
+        template: The template.
+
+    Returns:
+        `what (where): how to mend it`.
+    """
+    return (
+        f"template {template.name} leaves {template.end_mark} out of what is learned, so the model would "
+        "never stop (model.template): put it inside {% generation %}, name a built-in template, or write "
+        "data.train_on_eot: false if that is meant"
+    )
+
+
+def _split(
+    in_order: Selection,
+    sources: Sequence[PreparedSource],
+    set_aside: Sequence[PreparedSource],
+    val_size: float,
+    seed: int,
+) -> tuple[Selection, Selection]:
+    if set_aside:
+        return in_order, Selection([source.store for source in set_aside])
+    digests = np.concatenate([source.store.row_digests for source in sources])
+    chosen = split_rows(digests, val_size, seed)[in_order.rows]
+    return in_order.take(~chosen), in_order.take(chosen)
+
+
+def _repeat(
+    train: Selection,
+    sources: Sequence[DataSource],
+    prepared: Sequence[PreparedSource],
+    counts: Counts,
+    seed: int,
+) -> Selection:
+    """See the rows of each source `weight` times: the whole part for all, the rest for a seeded share."""
+    if all(source.weight == 1 for source in sources):
+        return train
+    times = []
+    for source, own in zip(sources, prepared, strict=True):
+        share = rank_rows(own.store.row_digests, seed + 1) / 2.0**64
+        times.append(int(source.weight) + (share < source.weight % 1))
+    each = np.concatenate(times)[train.rows]
+    counts.dropped["not_sampled"] += len(np.unique(train.rows[each == 0]))
+    counts.tally["tokens_cut"] += int(train.lengths[each == 0].sum())
+    counts.tokens_repeated = int((train.lengths * np.maximum(each - 1, 0)).sum())
+    repeated = train.take(np.repeat(np.arange(len(train)), each))
+    if not len(repeated):
         raise ConfigError(
-            f"template {template.name} leaves {template.end_mark} out of what is learned, so the model "
-            "would never "
-            "stop (model.template): put it inside {% generation %}, or name a built-in template"
+            "no row is left to train on, as every source is weighted down to none (data.train[].weight): "
+            "raise it, or leave the source out"
         )
+    return repeated
 
 
-def _group(
-    rows: Sequence[EncodedRow], max_length: int | None, seed: int
-) -> tuple[list[Sample], list[list[Sample]]]:
-    samples = [sample for row in rows for sample in row.samples]
-    if max_length is None:
-        return samples, [[sample] for sample in samples]
-    packs = pack([len(sample.input_ids) for sample in samples], max_length, seed)
-    return samples, [[samples[index] for index in members] for members in packs]
+def _pack(samples: Selection, max_length: int | None, seed: int) -> list[list[int]] | None:
+    return None if max_length is None else pack(samples.lengths.tolist(), max_length, seed)
 
 
-def _add_notes(ledger: dict[str, Any], notes: list[str], val_size: float) -> None:
+def _batches(
+    samples: Sequence[Sample], packs: list[list[int]] | None, batch_size: int, seed: int, *, shuffle: bool
+) -> BatchSource:
+    lengths = samples.lengths.tolist() if packs is None and isinstance(samples, Selection) else None
+    return BatchSource(Groups(samples, packs), batch_size, seed, shuffle, lengths)
+
+
+def describe_ledger(ledger: dict[str, Any], val_size: float) -> list[str]:
+    """Put into words what a reader of the ledger should not miss.
+
+    Args:
+        ledger: What make_ledger made.
+        val_size: data.val_size.
+
+    Returns:
+        Lines.
+    """
+    notes = []
     if val_size and not ledger["validation"]["rows"]:
         notes.append("no validation: there is a single row")
     if ledger["duplicates"]:
@@ -211,12 +256,16 @@ def _add_notes(ledger: dict[str, Any], notes: list[str], val_size: float) -> Non
             f"{ledger['duplicates']} validation samples are also training samples: their loss says "
             "nothing about new text"
         )
+    if ledger["rejected_unused"]:
+        notes.append(
+            f"{ledger['rejected_unused']} rejected answers are not learned: mode sft learns the chosen ones"
+        )
     if ledger["prompt_differs"]:
         notes.append(
             f"{ledger['prompt_differs']} rows begin with other tokens than chat would send: the "
-            "tokenizer joins the "
-            "prompt's last character to the answer's first"
+            "tokenizer joins the prompt's last character to the answer's first"
         )
+    return notes
 
 
 def fingerprint(stage: Stage, tokenizer: Any, template: ChatTemplate | None) -> str:
@@ -230,14 +279,21 @@ def fingerprint(stage: Stage, tokenizer: Any, template: ChatTemplate | None) -> 
     Returns:
         64 hexadecimal digits.
     """
+    own = template if stage.mode == "sft" else None
+    return _fingerprint(stage, tokenizer, template, SourceReader(stage, tokenizer, own, lambda: None))
+
+
+def _fingerprint(stage: Stage, tokenizer: Any, template: ChatTemplate | None, reader: SourceReader) -> str:
     data = stage.data
+    options = encode_options(stage)
+    settings = {"format", "map", "columns", "system", "max_samples", "weight"}
     description = {
         "mode": stage.mode,
-        "train": [[hash_file(source.path), source.format] for source in data.train],
-        "validation": [[hash_file(source.path), source.format] for source in data.validation],
+        "train": [[reader.content_ids(s), s.model_dump(include=settings)] for s in data.train],
+        "validation": [[reader.content_ids(s), s.model_dump(include=settings)] for s in data.validation],
         "options": [data.val_size, data.max_length, data.packing, data.system, stage.train.seed],
-        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-        "special_tokens": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        "encoding": [options.overlong, options.train_on, options.train_on_eot, data.on_bad_record],
+        **describe_tokenizer(tokenizer),
         "template": template.source if template is not None and stage.mode == "sft" else None,
     }
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()

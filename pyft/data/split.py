@@ -1,42 +1,52 @@
-"""Set rows aside for validation."""
+"""Set rows aside for validation, by what they say and the seed, whatever their order in the files."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+
+import numpy as np
 
 from pyft.config import ConfigError
-from pyft.data.encode import EncodedRow
 
 
-def split_rows(
-    rows: Sequence[EncodedRow], val_size: float, seed: int
-) -> tuple[list[EncodedRow], list[EncodedRow]]:
-    """Set rows aside for validation, by their texts and the seed; equal texts stay together as far as may be.
+def split_rows(digests: np.ndarray, val_size: float, seed: int) -> np.ndarray:
+    """Choose the rows for validation; equal ones stay together as far as may be.
 
     Args:
-        rows: At least one row, each with samples.
+        digests: uint8 [rows, bytes], equal for rows that say the same; at least one row.
         val_size: 0 none; below 1 a share (at least one row where there are two); else a number of rows.
         seed: Of the choice.
 
     Returns:
-        Rows for training and for validation, each in the order given.
+        bool [rows], true for validation.
 
     Raises:
         ConfigError: val_size leaves no row for training.
     """
+    num_rows = len(digests)
     count = int(val_size)
     if 0 < val_size < 1:
-        count = min(max(1, round(val_size * len(rows))), len(rows) - 1)
-    if count >= len(rows):
+        count = min(max(1, round(val_size * num_rows)), num_rows - 1)
+    if count >= num_rows:
         raise ConfigError(
-            f"data.val_size is {val_size} of {len(rows)} rows, which leaves none to train on "
+            f"data.val_size is {val_size} of {num_rows} rows, which leaves none to train on "
             "(data.val_size): lower it"
         )
-    ranks = [
-        hashlib.sha256(json.dumps([seed, [s.text for s in row.samples]]).encode()).digest() for row in rows
-    ]
-    chosen = set(sorted(range(len(rows)), key=lambda index: ranks[index])[:count])
-    train = [row for index, row in enumerate(rows) if index not in chosen]
-    return train, [row for index, row in enumerate(rows) if index in chosen]
+    chosen = np.zeros(num_rows, bool)
+    chosen[np.argsort(rank_rows(digests, seed), kind="stable")[:count]] = True
+    return chosen
+
+
+def rank_rows(digests: np.ndarray, seed: int) -> np.ndarray:
+    """Give every row a number that its content and the seed fix, evenly spread.
+
+    Args:
+        digests: uint8 [rows, bytes].
+        seed: Any number.
+
+    Returns:
+        uint64 [rows].
+    """
+    key = str(seed).encode()
+    ranks = (hashlib.blake2b(row.tobytes(), digest_size=8, key=key).digest() for row in digests)
+    return np.frombuffer(b"".join(ranks), np.uint64)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyft.data.collate import BatchSource, collate
+from pyft.data.batches import BatchSource
+from pyft.data.collate import collate
 from pyft.data.encode import Sample
 
 

@@ -1,0 +1,220 @@
+"""Encode the files of a source, chunk after chunk in file order, here or in worker processes.
+
+    files -> RawChunk ..(at most two a worker under way).. -> EncodedChunk, in the order of the files
+
+The same chunks are encoded by the same code whatever the number of workers, so it changes no result. Workers
+are started afresh (not forked: a fork of a process with threads may hang) and import no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, TimeoutError
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from pyft.config import DataError, DataSource
+from pyft.data.files import DataFile
+from pyft.data.formats import RowFormat, read_head, resolve_format
+from pyft.data.reading import RawChunk, read_chunks
+from pyft.data.worker import ChunkEncoder, EncodedChunk, encode_in_worker, start_worker
+
+Poll = Callable[[], None]
+
+_SMALL_BYTES = 20_000_000
+_MOST_WORKERS = 8
+_CHUNKS_PER_WORKER = 2
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class FileChunk:
+    """One encoded chunk, the file it is of (an index), that file's format, and its records not chosen."""
+
+    file: int
+    format: RowFormat
+    num_not_sampled: int
+    encoded: EncodedChunk
+
+
+def choose_num_workers(given: int | None, files: Sequence[DataFile]) -> int:
+    """Choose how many worker processes encode.
+
+    Args:
+        given: data.num_workers; None leaves the choice to this function.
+        files: What is to be read.
+
+    Returns:
+        0 for none: starting them takes longer than small files do.
+    """
+    if given is not None:
+        return given
+    if sum(file.size_bytes for file in files) < _SMALL_BYTES:
+        return 0
+    return min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+
+
+def encode_files(
+    files: Sequence[DataFile],
+    source: DataSource,
+    encoder: ChunkEncoder,
+    *,
+    num_workers: int,
+    seed: int,
+    poll: Poll,
+) -> Iterator[FileChunk]:
+    """Encode all files of a source.
+
+    Args:
+        files: The files.
+        source: Says the format, and how many rows are taken (`max_samples`).
+        encoder: Encodes one chunk.
+        num_workers: Worker processes; 0 encodes in this one.
+        seed: Of the choice of rows.
+        poll: Called at least every 0.2 s; what it raises ends the work.
+
+    Yields:
+        FileChunk: In file order.
+
+    Raises:
+        DataError: A file or, where bad records are errors, a record cannot be used: the first one in order.
+    """
+    tasks = _read(files, source, encoder.skips_bad_records, seed, poll)
+    if num_workers == 0:
+        run = _run_here(tasks, encoder)
+    else:
+        run = _run_in_workers(tasks, encoder, num_workers, poll)
+    with contextlib.closing(run):
+        for chunk in run:
+            poll()
+            if chunk.encoded.error is not None:
+                raise DataError(chunk.encoded.error)
+            yield chunk
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be encoded: a chunk of file number `file`, without its records that were not chosen."""
+
+    file: int
+    format: RowFormat
+    num_not_sampled: int
+    chunk: RawChunk
+
+    def finished(self, encoded: EncodedChunk) -> FileChunk:
+        return FileChunk(self.file, self.format, self.num_not_sampled, encoded)
+
+
+def _read(
+    files: Sequence[DataFile], source: DataSource, skips: bool, seed: int, poll: Poll
+) -> Iterator[_Task]:
+    chosen = None if source.max_samples is None else _sample(files, source.max_samples, seed, poll)
+    position = 0
+    for index, file in enumerate(files):
+        head, chunks = read_head(read_chunks(file))
+        format = resolve_format(source, head, file.path, on_bad_record="skip" if skips else "error")
+        for chunk in chunks:
+            if chosen is None:
+                yield _Task(index, format, 0, chunk)
+                continue
+            first, position = position, position + len(chunk)
+            kept = []
+            while chosen and chosen[-1] < position:
+                kept.append(chosen.pop() - first)
+            yield _Task(index, format, len(chunk) - len(kept), chunk.take(kept))
+
+
+def _sample(files: Sequence[DataFile], count: int, seed: int, poll: Poll) -> list[int]:
+    """Choose records of all files, by their positions; the first in order comes last."""
+    total = count_records(files, poll)
+    if count >= total:
+        return list(range(total - 1, -1, -1))
+    return sorted(random.Random(f"{seed}/max_samples").sample(range(total), count), reverse=True)
+
+
+def count_records(files: Sequence[DataFile], poll: Poll) -> int:
+    """Count the records of files, decoding no more than it takes.
+
+    Args:
+        files: The files.
+        poll: Called now and then.
+
+    Returns:
+        Records in all.
+    """
+    total = 0
+    for file in files:
+        for chunk in read_chunks(file):
+            total += len(chunk)
+            poll()
+    return total
+
+
+def _run_here(tasks: Iterator[_Task], encoder: ChunkEncoder) -> Iterator[FileChunk]:
+    for task in tasks:
+        yield task.finished(encoder.encode(task.chunk, task.format))
+
+
+def _run_in_workers(
+    tasks: Iterator[_Task], encoder: ChunkEncoder, num_workers: int, poll: Poll
+) -> Iterator[FileChunk]:
+    with _one_thread_each():
+        executor = ProcessPoolExecutor(num_workers, get_context("spawn"), start_worker, (encoder,))
+        under_way: deque[tuple[_Task, Future[EncodedChunk]]] = deque()
+        failure: DataError | None = None
+        try:
+            while True:
+                while failure is None and len(under_way) < _CHUNKS_PER_WORKER * num_workers:
+                    try:
+                        task = next(tasks, None)
+                    except DataError as error:
+                        # What was read before it may hold an earlier mistake, which is the one to tell.
+                        failure = error
+                        break
+                    if task is None:
+                        break
+                    future = executor.submit(encode_in_worker, task.chunk, task.format)
+                    under_way.append((task, future))
+                if not under_way:
+                    break
+                task, future = under_way.popleft()
+                yield task.finished(_wait(future, poll))
+        except BrokenProcessPool:
+            raise DataError(
+                "a process that prepares the data ended by itself, perhaps for lack of memory "
+                "(data.num_workers): write data.num_workers: 0 to do without"
+            ) from None
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+    if failure is not None:
+        raise failure
+
+
+def _wait(future: Future[EncodedChunk], poll: Poll) -> EncodedChunk:
+    while True:
+        try:
+            return future.result(timeout=_POLL_SECONDS)
+        except TimeoutError:
+            if future.done():
+                raise
+            poll()
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Workers started inside use one thread each: there is one for every core already."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
