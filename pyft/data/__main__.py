@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pyft.config import ConfigError, Recipe, Stage, load_recipe, run_command
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pyft.data.prepare import PreparedData
 
 _SHOWN = 3
+_SEARCHED = 10_000
 _TEMPLATES = "templates"
 
 
@@ -125,7 +127,8 @@ def _show(recipe: Recipe, stage: Stage, options: argparse.Namespace) -> None:
 def _print_json(prepared: PreparedData, tokenizer: Any, num_samples: int | None) -> None:
     from pyft.data.preview import spelled_text
 
-    for sample in prepared.samples_in_order[:num_samples]:
+    # One at a time: all of them may not fit into memory.
+    for sample in islice(prepared.samples_in_order, num_samples):
         row = {
             "input_ids": sample.input_ids,
             "labels": sample.labels,
@@ -137,11 +140,20 @@ def _print_json(prepared: PreparedData, tokenizer: Any, num_samples: int | None)
 
 
 def _print_samples(prepared: PreparedData, tokenizer: Any, num_samples: int) -> None:
+    """Show the first samples, and with them the first one that something was cut from."""
     from pyft.data.preview import format_sample, wants_colour
 
-    for sample in prepared.samples_in_order[:num_samples]:
+    samples = prepared.samples_in_order
+    shown = list(range(min(num_samples, len(samples))))
+    some = range(min(_SEARCHED, len(samples)) if shown else 0)
+    cut = next((index for index in some if samples.cut_text(index)), None)
+    if cut is not None and cut not in shown:
+        shown.append(cut)
+    for index in shown:
         print()
-        print(format_sample(sample, tokenizer, colour=wants_colour()))
+        print(
+            format_sample(samples[index], tokenizer, colour=wants_colour(), cut_text=samples.cut_text(index))
+        )
 
 
 def _print_batches(prepared: PreparedData, tokenizer: Any, num_batches: int, stage: Stage) -> None:

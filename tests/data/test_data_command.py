@@ -89,6 +89,33 @@ def test_for_people(recipe, capsys):
     assert "\x1b" not in out and "\r" not in out
 
 
+TURNS = [("user", "the highest?"), ("assistant", "珠穆朗玛峰"), ("user", "who asked?")]
+
+
+def test_cut_parts_are_shown_where_they_were(recipe, capsys):
+    """Of six rows the fifth has a turn after its last answer, and the sixth is longer than the others."""
+    talk = [{"role": role, "content": content} for role, content in TURNS]
+    long = [talk[0], {"role": "assistant", "content": "runs deep " * 40}]
+    rows = [{"messages": turns} for turns in (*[talk[:2]] * 4, talk, long)]
+    (recipe.parent / "数据.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    assert run(recipe, "--num-samples", "1") == 0
+    out = capsys.readouterr().out
+    assert "数据.jsonl:1: " in out and "数据.jsonl:2: " not in out
+    first, cut = out.split("数据.jsonl:5: ")
+    assert "⟪" not in first and "the rest was cut (in ⟪ ⟫)" in cut
+    assert "who asked?" in cut.partition("⟪")[2] and cut.rstrip().endswith("⟫")
+    assert run(recipe, "data.overlong=truncate", "data.max_length=40") == 0
+    assert "rows truncated                                   1" in capsys.readouterr().out
+    assert run(recipe, "data.overlong=truncate", "data.max_length=40", "--num-samples", "6") == 0
+    heading, _, body = capsys.readouterr().out.split("数据.jsonl:6: ")[1].partition("\n")
+    assert heading.startswith("40 tokens, ") and body.count("⟧⟪") == 1 and body.endswith("⟫\n")
+    assert "".join(character for character in body if character not in "⟦⟧⟪⟫") == (
+        f"<|im_start|>user\nthe highest?<|im_end|>\n<|im_start|>assistant\n{'runs deep ' * 40}<|im_end|>\n\n"
+    )
+    assert run(recipe, "--num-samples", "0") == 0
+    assert "⟪" not in capsys.readouterr().out
+
+
 def test_batches_show_what_training_gets(recipe, capsys):
     assert run(recipe, "--packed", "data.max_length=60", "data.val_size=0") == 0
     out = capsys.readouterr().out
