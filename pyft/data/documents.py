@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from pyft.config import DataError
 from pyft.data.conversation import Row
 from pyft.data.ids import Encoded, document_start, encode_all, special_spellings, spell_document
 from pyft.data.lengths import fit
@@ -57,17 +56,6 @@ class DocumentEncoder:
 
 def _start_of(encoded: Encoded, num_characters: int, index: int) -> int:
     return encoded.characters(index)[0] if index < len(encoded.ids) else num_characters
-
-
-def encode_documents(tokenizer, rows, max_length):
-    encoder = DocumentEncoder(tokenizer, EncodeOptions("pretrain", max_length, "split"))
-    for row in rows:
-        if document_text(row) is None:
-            raise DataError(
-                f"{row.source}: mode pretrain reads plain texts, this row is a conversation: write mode: "
-                'sft, or rows of {"text": ".."}'
-            )
-    yield from encoder.encode(rows)
 
 
 def document_text(row: Row) -> str | None:

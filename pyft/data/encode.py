@@ -121,13 +121,6 @@ class RowEncoder:
         return fit(Sample(ids, labels, source), self._options, lambda index: 0)
 
 
-def encode_conversations(tokenizer, template, rows, system=None):
-    for row in RowEncoder(tokenizer, template, EncodeOptions("sft")).encode(rows, system):
-        if row.error is not None:
-            raise DataError(row.error)
-        yield row
-
-
 def _group(rows: Sequence[Row]) -> Iterator[list[Row]]:
     group: list[Row] = []
     num_characters = 0

@@ -15,7 +15,7 @@ Works on the `tokenizers` backend of a fast tokenizer; imports neither transform
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,8 +46,10 @@ class SpelledText:
         Returns:
             The part, with its literals.
         """
-        inside = (span for span in self.literals if start <= span[0] and span[1] <= end)
-        return SpelledText(self.text[start:end], tuple((a - start, b - start) for a, b in inside))
+        first = bisect_left(self.literals, start, key=lambda span: span[0])
+        last = bisect_right(self.literals, end, key=lambda span: span[1])
+        literals = tuple((a - start, b - start) for a, b in self.literals[first:last])
+        return SpelledText(self.text[start:end], literals)
 
 
 class Encoded:
