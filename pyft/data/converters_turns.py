@@ -50,17 +50,17 @@ def convert_messages(record: Any, source: str, unused: Counter[str]) -> Row:
     if isinstance(record, list):
         turns = read_turns(record, "messages", unused, style="messages")
         return Row(tuple(turns), None, source)
+    record = expect_object(record)
     key = "conversations" if "messages" not in record and "conversations" in record else "messages"
     return _convert_dialogue(record, key, source, unused, "messages")
 
 
 def convert_sharegpt(record: Any, source: str, unused: Counter[str]) -> Row:
     """Convert a row of format sharegpt."""
-    return _convert_dialogue(record, "conversations", source, unused, "sharegpt")
+    return _convert_dialogue(expect_object(record), "conversations", source, unused, "sharegpt")
 
 
-def _convert_dialogue(record: Any, key: str, source: str, unused: Counter[str], style: str) -> Row:
-    record = expect_object(record)
+def _convert_dialogue(record: dict[str, Any], key: str, source: str, unused: Counter[str], style: str) -> Row:
     if key not in record:
         raise RowError(describe_missing(record, key))
     count_unused(record, frozenset((key, "system", "tools")), "", unused)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 
 from pyft.config import DataError, DataSource
@@ -38,13 +38,11 @@ __all__ = [
     "LeaveOut",
     "Message",
     "Row",
-    "RowFile",
     "RowFormat",
     "convert_record",
     "describe",
     "iter_rows",
     "read_head",
-    "read_rows",
     "resolve_format",
 ]
 
@@ -250,38 +248,3 @@ def describe(path: str, format: RowFormat, num_rows: int, unused: Mapping[str, i
         line += f"; keys not used: {', '.join(f'{key} ({count})' for key, count in named[:8])}"
         line += f" and {len(named) - 8} more" if len(named) > 8 else ""
     return line
-
-
-@dataclass
-class RowFile:
-    """The rows of one source and what was counted while reading them."""
-
-    path: str
-    format: str
-    detected: bool
-    rows: list[Row] = field(default_factory=list)
-    records_read: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-    unused_keys: Counter[str] = field(default_factory=Counter)
-
-    def describe(self) -> str:
-        """Say in one line which format the file was read as."""
-        format = RowFormat(self.format, self.detected, {}, None)
-        return describe(self.path, format, self.records_read, self.unused_keys)
-
-
-def read_rows(path: str, format: str = "auto") -> RowFile:
-    """Read a whole source as rows."""
-    source = DataSource.model_construct(path=path, format=format)
-    result = RowFile(path, format, format == "auto")
-    for file in expand_source(source)[0]:
-        head, chunks = read_head(read_chunks(file))
-        row_format = resolve_format(source, head, file.path)
-        result.format = row_format.name
-        for record in chain.from_iterable(chunk.decode() for chunk in chunks):
-            result.records_read += 1
-            try:
-                result.rows.append(convert_record(record, row_format, result.unused_keys))
-            except LeaveOut as reason:
-                result.left_out[str(reason)] += 1
-    return result

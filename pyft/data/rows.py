@@ -10,20 +10,6 @@ import json
 from typing import Any, NamedTuple
 
 from pyft.config import DataError
-from pyft.data.files import hash_file
-
-__all__ = [
-    "BLANK",
-    "BOM",
-    "Record",
-    "check_encoding",
-    "decode_json",
-    "decode_line",
-    "decode_utf8",
-    "decode_value",
-    "hash_file",
-    "json_type",
-]
 
 BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -144,8 +130,8 @@ def _parse_line(text: str, source: str, number: int, ended: bool) -> Any:
     try:
         start = len(text) - len(text.lstrip(BLANK))
         value, end = decode_value(text, start, source)
-        if text[end:].strip(BLANK):
-            raise json.JSONDecodeError("a second value on the line", text, end)
+        if rest := text[end:].lstrip(BLANK):
+            raise json.JSONDecodeError("a second value on the line", text, len(text) - len(rest))
         return value
     except json.JSONDecodeError as error:
         where = f"{source}:{error.pos + 1}"

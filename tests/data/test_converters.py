@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 from row_files import fail, read
 
-from pyft.data.conversation import Message
+from pyft.data.conversation import Message, Row
+from pyft.data.converters import CONVERTERS, LeaveOut, RowError
+from pyft.data.detection import describe_unknown, detect_record
 
 SYSTEM = Message("system", "Be brief.")
 
@@ -201,3 +208,58 @@ def test_bad_rows(write_rows, rows, fragment):
     message = fail(write_rows, rows)
     assert message.startswith(fragment), message
     assert message.count(": ") >= 2, "what, then how to mend it"
+
+
+CALL = {"function": {"name": "f", "arguments": "{}"}}
+WHOLE_ROWS: dict[str, Any] = {
+    name: [row for other, row in SAME_TALK.items() if other.split()[0] == name]
+    for name in ("messages", "sharegpt", "alpaca", "xtuner", "query")
+} | {
+    "text": [{"text": "a"}],
+    "marked text": [{"text": "### Human: q### Assistant: a"}],
+    "prompt": [{"prompt": "q", "completion": [{"from": "gpt", "value": "a"}], "tools": [{"name": "f"}]}],
+    "preference": [
+        {"prompt": "q", "chosen": {"role": "assistant", "content": "a"}, "rejected": "b"},
+        {"instruction": "q", "input": "x", "history": [["a", "b"]], "chosen": "a", "rejected": "b"},
+        {"conversations": [{"from": "human", "value": "q"}], "chosen": "a", "rejected": "b"},
+        {
+            "chosen": [{"role": "user", "content": "q"}] * 2,
+            "rejected": [{"role": "user", "content": "q"}] * 2,
+        },
+    ],
+    "tokenized": [{"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [1, 1]}],
+}
+WHOLE_ROWS["messages"].append(
+    {"messages": [{"role": "assistant", "tool_calls": [CALL], "name": "x", "loss": 1}], "tools": "[]"}
+)
+WHOLE_ROWS["sharegpt"].append({"conversations": [{"from": "function_call", "value": '{"name": "f"}'}]})
+ODD = [None, True, 7, 1.5, "", "x", b"x", [], [7], [[]], [None], ["a", "b"], {}, {"a": 1}, [{}], [{"a": 7}]]
+
+
+def with_one_odd(value: Any) -> Iterator[Any]:
+    """The value with one part of it, at any depth, replaced by something odd, or gone."""
+    yield from copy.deepcopy(ODD)
+    keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        less = copy.deepcopy(value)
+        del less[key]
+        yield less
+        for odd in with_one_odd(value[key]):
+            other = copy.copy(value)
+            other[key] = odd
+            yield other
+
+
+@pytest.mark.parametrize("name", CONVERTERS)
+def test_whatever_stands_in_a_row_is_converted_or_refused(name):
+    convert, tried = CONVERTERS[name], 0
+    for row in WHOLE_ROWS[name]:
+        for odd in with_one_odd(row):
+            if detect_record(odd) is None:
+                assert ": " in describe_unknown(odd)
+            try:
+                assert isinstance(convert(odd, "source", Counter()), Row)
+            except (RowError, LeaveOut) as error:
+                assert isinstance(error, LeaveOut) or ": " in str(error)
+            tried += 1
+    assert tried > 30

@@ -80,7 +80,7 @@ def test_broken_line_has_line_and_column(tmp_path):
     [
         ('{"text": "a"}\n{"text": "b', "2:10:", "the last line is cut"),
         ('{"text": "a"}\n{"text": "b"', "2:13:", "the last line is cut"),
-        ('{"text": "a"} {"text": "b"}\n', "1:14:", "a second value on the line"),
+        ('{"text": "a"} {"text": "b"}\n', "1:15:", "a second value on the line"),
         ('[\n{"text": "a"}\n]\n', "1:2:", "name an array .json"),
         ('{"text": "a", "text": "b"}\n', "1:", 'the key "text" stands twice'),
         ('{"x": 1}\n{"messages": [{"role": "user", "role": "user"}]}\n', "2:", 'the key "role" stands twice'),
@@ -88,7 +88,7 @@ def test_broken_line_has_line_and_column(tmp_path):
         ('{"text": "a\x00b"}\n', "1:12:", "broken JSON"),
         ('{"text": "a"}\n{"n": ' + "[" * 100_000 + "\n", "2", "nested too deeply"),
         ('{"n": ' + "1" * 5000 + "}\n", "1:", "number"),
-        ('{"text": "a"}\r{"text": "b"}\r', "1:14:", "a second value on the line"),
+        ('{"text": "a"}\r{"text": "b"}\r', "1:15:", "a second value on the line"),
         ('{"text": "a"}\n\n  {"text": b}\n', "3:12:", "broken JSON"),
         ("text\n", "1:1:", "broken JSON"),
         ("\ufeff{'text': 'a'}\n", "1:2:", "broken JSON"),
