@@ -30,6 +30,7 @@ from pyft.assemble import (
 from pyft.config import Recipe, Stage, dump_yaml
 from pyft.data.ledger import format_ledger
 from pyft.data.prepare import PreparedData, prepare, tokenizer_for
+from pyft.data.streaming import StreamSource
 from pyft.data.templates import ChatTemplate, get_template
 from pyft.merge import merge_run
 from pyft.model.adapters import trainable_state
@@ -113,6 +114,8 @@ class _StageRun:
         print(f"{type(model).__name__}: {trained:,} trained parameters, on {self._device}", flush=True)
         self._signals.check()
         result = self._trainer(model, prepared).run()
+        if isinstance(prepared.data.train, StreamSource):
+            print(prepared.data.train.describe(), flush=True)
         skipped = f", {result.num_skipped_steps} skipped" if result.num_skipped_steps else ""
         print(
             f"{self._stage.name}: {result.step} steps{skipped}, "

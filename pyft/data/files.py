@@ -36,6 +36,7 @@ KINDS: dict[str, Kind] = {
     ".arrow": "arrow",
 }
 COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
+_STREAM_ID_BYTES = 1 << 20
 _UNPACKED_KINDS = ("parquet", "arrow")
 # What `datasets` writes beside the rows of a saved data set.
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -212,6 +213,30 @@ def content_id(file: DataFile) -> str:
 
         return f"{file.path} {file.name or ''} {file.split} {revision(file)}"
     return hash_file(file.path)
+
+
+def stream_id(file: DataFile) -> str:
+    """Name what a file holds without reading all of it, as a stream may be too large for that.
+
+    Args:
+        file: A file, or a data set of the hub.
+
+    Returns:
+        The size, and the SHA-256 of the first and the last MiB; for the hub what content_id gives.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    if file.kind == "hub":
+        return content_id(file)
+    try:
+        with open(file.path, "rb") as stream:
+            digest = hashlib.sha256(stream.read(_STREAM_ID_BYTES))
+            stream.seek(max(0, file.size_bytes - _STREAM_ID_BYTES))
+            digest.update(stream.read(_STREAM_ID_BYTES))
+    except OSError as error:
+        raise DataError(describe_os_error(file.path, error)) from error
+    return f"{file.size_bytes} {digest.hexdigest()}"
 
 
 def describe_os_error(path: str, error: OSError) -> str:

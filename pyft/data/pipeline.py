@@ -67,6 +67,7 @@ def encode_files(
     num_workers: int,
     seed: int,
     poll: Poll,
+    first_rows: int = 0,
 ) -> Iterator[FileChunk]:
     """Encode all files of a source.
 
@@ -77,6 +78,7 @@ def encode_files(
         num_workers: Worker processes; 0 encodes in this one.
         seed: Of the choice of rows.
         poll: Called at least every 0.2 s; what it raises ends the work.
+        first_rows: Read no more than so many rows, and choose none of them; 0 reads all.
 
     Yields:
         FileChunk: In file order.
@@ -84,7 +86,10 @@ def encode_files(
     Raises:
         DataError: A file or, where bad records are errors, a record cannot be used: the first one in order.
     """
-    tasks = _read(files, source, encoder.skips_bad_records, seed, poll)
+    if first_rows:
+        tasks = _read_first(files, source, encoder.skips_bad_records, first_rows)
+    else:
+        tasks = _read(files, source, encoder.skips_bad_records, seed, poll)
     if num_workers == 0:
         run = _run_here(tasks, encoder)
     else:
@@ -116,8 +121,7 @@ def _read(
     chosen = None if source.max_samples is None else _sample(files, source.max_samples, seed, poll)
     position = 0
     for index, file in enumerate(files):
-        head, chunks = read_head(read_chunks(file))
-        format = resolve_format(source, head, file.path, on_bad_record="skip" if skips else "error")
+        format, chunks = _begin(file, source, skips)
         for chunk in chunks:
             if chosen is None:
                 yield _Task(index, format, 0, chunk)
@@ -127,6 +131,24 @@ def _read(
             while chosen and chosen[-1] < position:
                 kept.append(chosen.pop() - first)
             yield _Task(index, format, len(chunk) - len(kept), chunk.take(kept))
+
+
+def _read_first(
+    files: Sequence[DataFile], source: DataSource, skips: bool, first_rows: int
+) -> Iterator[_Task]:
+    for index, file in enumerate(files):
+        format, chunks = _begin(file, source, skips)
+        for chunk in chunks:
+            chunk = chunk.take(range(first_rows)) if len(chunk) > first_rows else chunk
+            first_rows -= len(chunk)
+            yield _Task(index, format, 0, chunk)
+            if not first_rows:
+                return
+
+
+def _begin(file: DataFile, source: DataSource, skips: bool) -> tuple[RowFormat, Iterator[RawChunk]]:
+    head, chunks = read_head(read_chunks(file))
+    return resolve_format(source, head, file.path, on_bad_record="skip" if skips else "error"), chunks
 
 
 def _sample(files: Sequence[DataFile], count: int, seed: int, poll: Poll) -> list[int]:

@@ -24,10 +24,18 @@ from pyft.data.packing import pack
 from pyft.data.pipeline import Poll
 from pyft.data.preview import format_sample, wants_colour
 from pyft.data.recipe_tokenizer import tokenizer_for
+from pyft.data.remarks import describe_ledger, describe_no_stop, describe_nothing_left
 from pyft.data.samples import Sample
 from pyft.data.selection import Selection
-from pyft.data.sources import PreparedSource, SourceReader, describe_tokenizer, encode_options
+from pyft.data.sources import (
+    STREAM_ROWS,
+    PreparedSource,
+    SourceReader,
+    describe_tokenizer,
+    encode_options,
+)
 from pyft.data.split import rank_rows, split_rows
+from pyft.data.streaming import StreamSettings, StreamSource
 from pyft.data.templates import ChatTemplate
 
 __all__ = ["PreparedData", "fingerprint", "format_ledger", "prepare", "tokenizer_for"]
@@ -40,10 +48,10 @@ class PreparedData:
     `ledger` is nested numbers; `fingerprint` is a SHA-256 over file contents, options, tokenizer and
     template; `preview` one sample, written out; `notes` lines such as which format a file was read as.
     `samples_in_order` has the samples of the training files as they stand in them, those that went to
-    validation included. `longest` is the tokens of the longest sample.
+    validation included; of a stream those of its beginning. `longest` is the tokens of the longest sample.
     """
 
-    train: BatchSource
+    train: BatchSource | StreamSource
     validation: BatchSource | None
     ledger: dict[str, Any]
     fingerprint: str
@@ -84,7 +92,8 @@ def prepare(
     set_aside = _prepare_sources(reader, data.validation, counts)
     in_order = Selection([source.store for source in sources])
     train, validation = _split(in_order, sources, set_aside, data.val_size, seed)
-    train = _repeat(train, data.train, sources, counts, seed)
+    if not data.streaming:
+        train = _repeat(train, data.train, sources, counts, seed)
     max_length = data.max_length if data.packing else None
     train_packs, validation_packs = _pack(train, max_length, seed), _pack(validation, max_length, seed)
     ledger = make_ledger(
@@ -97,8 +106,17 @@ def prepare(
     )
     notes = [note for source in (*sources, *set_aside) for note in source.notes]
     notes += [reader.note] if reader.note else []
+    if data.streaming:
+        held_out = frozenset() if set_aside else _digests_of(validation, sources)
+        batches = _stream(stage, reader, held_out, poll)
+        notes.append(
+            f"streaming: the ledger is of the first {STREAM_ROWS} rows of each source; the others are read "
+            "while training"
+        )
+    else:
+        batches = _batches(train, train_packs, stage.train.per_device_train_batch_size, seed, shuffle=True)
     return PreparedData(
-        train=_batches(train, train_packs, stage.train.per_device_train_batch_size, seed, shuffle=True),
+        train=batches,
         validation=_batches(
             validation, validation_packs, stage.train.per_device_eval_batch_size, seed, shuffle=False
         )
@@ -110,7 +128,7 @@ def prepare(
         train_samples=train,
         validation_samples=validation,
         samples_in_order=in_order,
-        longest=max(int(part.lengths.max(initial=0)) for part in (train, validation)),
+        longest=_longest(stage, train, validation),
         notes=[*notes, *describe_ledger(ledger, data.val_size)],
     )
 
@@ -144,46 +162,9 @@ def _prepare_sources(
     return prepared
 
 
-def describe_nothing_left(sources: Sequence[DataSource], counts: Counts, max_length: int | None) -> str:
-    """Say why no row is left to train on.
-
-    Args:
-        sources: Where the rows came from.
-        counts: What became of them.
-        max_length: data.max_length.
-
-    Returns:
-        `what (where): how to mend it`.
-    """
-    names = ", ".join(source.path for source in sources)
-    reasons = ", ".join(f"{reason} {count}" for reason, count in counts.dropped.items() if count)
-    mend = "give at least one row with an answer that is trained"
-    if counts.dropped["overlong"]:
-        mend = (
-            f"raise data.max_length (now {max_length}; the longest row has {counts.longest_dropped} tokens)"
-        )
-    return f"{names}: none of the {counts.rows_read} rows is left to train on (dropped: {reasons}): {mend}"
-
-
 def _check_stop(sources: Sequence[PreparedSource], template: ChatTemplate) -> None:
     if not any(source.content["tally"].get("rows_with_end") for source in sources):
         raise ConfigError(describe_no_stop(template))
-
-
-def describe_no_stop(template: ChatTemplate) -> str:
-    """Say that nothing teaches the model to stop.
-
-    Args:
-        template: The template.
-
-    Returns:
-        `what (where): how to mend it`.
-    """
-    return (
-        f"template {template.name} leaves {template.end_mark} out of what is learned, so the model would "
-        "never stop (model.template): put it inside {% generation %}, name a built-in template, or write "
-        "data.train_on_eot: false if that is meant"
-    )
 
 
 def _split(
@@ -227,6 +208,29 @@ def _repeat(
     return repeated
 
 
+def _longest(stage: Stage, *parts: Selection) -> int:
+    """What a stream may still bring is not known, but for its bound."""
+    longest = max(int(part.lengths.max(initial=0)) for part in parts)
+    return max(longest, stage.data.max_length or 0) if stage.data.streaming else longest
+
+
+def _digests_of(validation: Selection, sources: Sequence[PreparedSource]) -> frozenset[bytes]:
+    digests = np.concatenate([source.store.row_digests for source in sources])
+    return frozenset(digest.tobytes() for digest in digests[np.unique(validation.rows)])
+
+
+def _stream(stage: Stage, reader: SourceReader, held_out: frozenset[bytes], poll: Poll) -> StreamSource:
+    data, train = stage.data, stage.train
+    settings = StreamSettings(
+        num_batches=(train.max_steps or 1) * train.gradient_accumulation_steps,
+        batch_size=train.per_device_train_batch_size,
+        max_length=data.max_length if data.packing else None,
+        seed=train.seed,
+        num_workers=data.num_workers or 0,
+    )
+    return StreamSource(data.train, reader.encoder, settings, held_out, poll)
+
+
 def _pack(samples: Selection, max_length: int | None, seed: int) -> list[list[int]] | None:
     return None if max_length is None else pack(samples.lengths.tolist(), max_length, seed)
 
@@ -236,36 +240,6 @@ def _batches(
 ) -> BatchSource:
     lengths = samples.lengths.tolist() if packs is None and isinstance(samples, Selection) else None
     return BatchSource(Groups(samples, packs), batch_size, seed, shuffle, lengths)
-
-
-def describe_ledger(ledger: dict[str, Any], val_size: float) -> list[str]:
-    """Put into words what a reader of the ledger should not miss.
-
-    Args:
-        ledger: What make_ledger made.
-        val_size: data.val_size.
-
-    Returns:
-        Lines.
-    """
-    notes = []
-    if val_size and not ledger["validation"]["rows"]:
-        notes.append("no validation: there is a single row")
-    if ledger["duplicates"]:
-        notes.append(
-            f"{ledger['duplicates']} validation samples are also training samples: their loss says "
-            "nothing about new text"
-        )
-    if ledger["rejected_unused"]:
-        notes.append(
-            f"{ledger['rejected_unused']} rejected answers are not learned: mode sft learns the chosen ones"
-        )
-    if ledger["prompt_differs"]:
-        notes.append(
-            f"{ledger['prompt_differs']} rows begin with other tokens than chat would send: the "
-            "tokenizer joins the prompt's last character to the answer's first"
-        )
-    return notes
 
 
 def fingerprint(stage: Stage, tokenizer: Any, template: ChatTemplate | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from pyft.config import DataSource, Stage
 from pyft.data.cache import SampleCache, cache_folder, make_key
 from pyft.data.encode import RowEncoder
-from pyft.data.files import DataFile, content_id, expand_source
+from pyft.data.files import DataFile, content_id, expand_source, stream_id
 from pyft.data.formats import RowFormat, describe
 from pyft.data.pipeline import FileChunk, Poll, choose_num_workers, encode_files
 from pyft.data.samples import EncodeOptions
@@ -21,6 +21,7 @@ from pyft.data.store import SampleStore, StoreWriter
 from pyft.data.templates import ChatTemplate
 from pyft.data.worker import ChunkEncoder
 
+STREAM_ROWS = 2000
 _SHOWN_FILES = 8
 _SHOWN_ERRORS = 5
 
@@ -87,7 +88,7 @@ class SourceReader:
         for file in expand_source(source)[0]:
             if file not in self._content_ids:
                 self._poll()
-                self._content_ids[file] = content_id(file)
+                self._content_ids[file] = (stream_id if self._streams(source) else content_id)(file)
         return [self._content_ids[file] for file in expand_source(source)[0]]
 
     def prepare(self, source: DataSource) -> PreparedSource:
@@ -124,7 +125,15 @@ class SourceReader:
             # Messages about rows that are skipped name their file.
             "skips": [file.path for file in files] if skips else None,
             "kinds": [[file.kind, file.compression] for file in files],
+            "first_rows": self._first_rows(source),
         }
+
+    def _first_rows(self, source: DataSource) -> int:
+        """Of a stream only the beginning is prepared; 0 for all rows."""
+        return min(STREAM_ROWS, source.max_samples or STREAM_ROWS) if self._streams(source) else 0
+
+    def _streams(self, source: DataSource) -> bool:
+        return self._stage.data.streaming and source in self._stage.data.train
 
     def _build(self, target: Path, source: DataSource, files: Sequence[DataFile]) -> dict[str, Any]:
         started = time.monotonic()
@@ -138,6 +147,7 @@ class SourceReader:
                 num_workers=choose_num_workers(self._stage.data.num_workers, files),
                 seed=self._stage.train.seed,
                 poll=self._poll,
+                first_rows=self._first_rows(source),
             ):
                 writer.add(chunk.encoded, chunk.file)
                 counts.add(chunk)

@@ -218,7 +218,7 @@ def test_a_refused_row_names_its_line(write_rows, run):
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     rows = [{"messages": talk}, {"messages": [talk[0], {"role": "tool", "content": "1"}, talk[1]]}]
     with pytest.raises(
-        DataError, match=r"data\.jsonl:2: the row uses tools, which internlm2_chat has no place"
+        DataError, match=r"data\.jsonl:2: template internlm2_chat refuses the row: it has no place for tools"
     ):
         run(write_rows(rows), model={"template": "internlm2_chat"})
 

@@ -1,0 +1,78 @@
+"""What is said about prepared data: why nothing is left, why nothing would stop, what the ledger's reader
+should not miss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pyft.config import DataSource
+from pyft.data.ledger import Counts
+from pyft.data.templates import ChatTemplate
+
+
+def describe_nothing_left(sources: Sequence[DataSource], counts: Counts, max_length: int | None) -> str:
+    """Say why no row is left to train on.
+
+    Args:
+        sources: Where the rows came from.
+        counts: What became of them.
+        max_length: data.max_length.
+
+    Returns:
+        `what (where): how to mend it`.
+    """
+    names = ", ".join(source.path for source in sources)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts.dropped.items() if count)
+    mend = "give at least one row with an answer that is trained"
+    if counts.dropped["overlong"]:
+        mend = (
+            f"raise data.max_length (now {max_length}; the longest row has {counts.longest_dropped} tokens)"
+        )
+    return f"{names}: none of the {counts.rows_read} rows is left to train on (dropped: {reasons}): {mend}"
+
+
+def describe_no_stop(template: ChatTemplate) -> str:
+    """Say that nothing teaches the model to stop.
+
+    Args:
+        template: The template.
+
+    Returns:
+        `what (where): how to mend it`.
+    """
+    return (
+        f"template {template.name} leaves {template.end_mark} out of what is learned, so the model would "
+        "never stop (model.template): put it inside {% generation %}, name a built-in template, or write "
+        "data.train_on_eot: false if that is meant"
+    )
+
+
+def describe_ledger(ledger: dict[str, Any], val_size: float) -> list[str]:
+    """Put into words what a reader of the ledger should not miss.
+
+    Args:
+        ledger: What make_ledger made.
+        val_size: data.val_size.
+
+    Returns:
+        Lines.
+    """
+    notes = []
+    if val_size and not ledger["validation"]["rows"]:
+        notes.append("no validation: there is a single row")
+    if ledger["duplicates"]:
+        notes.append(
+            f"{ledger['duplicates']} validation samples are also training samples: their loss says "
+            "nothing about new text"
+        )
+    if ledger["rejected_unused"]:
+        notes.append(
+            f"{ledger['rejected_unused']} rejected answers are not learned: mode sft learns the chosen ones"
+        )
+    if ledger["prompt_differs"]:
+        notes.append(
+            f"{ledger['prompt_differs']} rows begin with other tokens than chat would send: the "
+            "tokenizer joins the prompt's last character to the answer's first"
+        )
+    return notes
