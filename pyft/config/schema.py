@@ -62,7 +62,7 @@ class DataSource(Section):
     system: str | None = None
     """System text for rows of this source that have none; null means `data.system`."""
     max_samples: Count | None = None
-    """Rows taken, chosen by the seed; null means all."""
+    """Rows taken, chosen by the seed, or with `streaming` the first ones; null means all."""
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Times its training rows are seen in an epoch: 2 twice, 0.5 a seeded half of them. With `streaming` its
     rows come in proportion to it: 2 twice as often as a source of weight 1."""

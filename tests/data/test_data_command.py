@@ -136,6 +136,19 @@ def test_batches_show_what_training_gets(recipe, capsys):
     assert "--packed" in fail(capsys, 2, recipe, "--packed", "--json")
 
 
+def test_a_stream_is_shown_from_its_beginning(recipe, capsys):
+    options = ("data.streaming=true", "train.max_steps=2", "train.gradient_accumulation_steps=3")
+    assert run(recipe, *options, "data.max_length=60", "--packed", "--num-samples", "9") == 0
+    out = capsys.readouterr().out
+    assert "streaming: the ledger is of the first" in out
+    assert out.count("\nbatch ") == 6 and "\nbatch 6 of 6: " in out
+    assert run(recipe, *options, "--json", "--num-samples", "2") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.removesuffix("\n").split("\n")]
+    assert [line["source"].rpartition(":")[2] for line in lines[:2]] == ["1", "3"]
+    assert lines[2]["ledger"]["rows_read"] == 4
+    assert "train.max_steps" in fail(capsys, 2, recipe, "data.streaming=true")
+
+
 def test_stages(recipe, tmp_path, capsys):
     content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     texts = tmp_path / "texts.jsonl"
