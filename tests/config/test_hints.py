@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from pyft.config.foreign import FOREIGN_NAMES, FOREIGN_SOURCE_KEYS, FOREIGN_VALUES
-from pyft.config.hints import hint_for
+from pyft.config.hints import hint_for, hint_for_value
 from pyft.config.key_path import parse_path, show_path
 from pyft.config.names import accepts_null, known_names
 
@@ -81,6 +81,18 @@ def test_the_other_tables_are_sound() -> None:
 )
 def test_foreign_keys_of_a_source(path: str, right: str) -> None:
     assert hint_for(parse_path(path)).startswith(f"write {right}")
+
+
+def test_hints_for_values() -> None:
+    formats = ["messages", "sharegpt", "text"]
+    for section in ("train", "validation"):
+        name = ("data", section, "format")
+        assert hint_for_value(name, "OpenAI", formats) == "did you mean messages? "
+        assert hint_for_value(name, "txts", formats) == "did you mean text? "
+        assert "kind of file" in hint_for_value(name, ".jsonl", formats)
+        assert hint_for_value(name, "zzz", formats) == hint_for_value(name, 7, formats) == ""
+    assert hint_for_value(("mode",), "csv", ["pretrain", "sft"]) == ""
+    assert hint_for_value(("mode",), "pretraining", ["pretrain", "sft"]) == "did you mean pretrain? "
 
 
 def test_warmup_ratio_says_what_a_share_is() -> None:

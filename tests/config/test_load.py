@@ -324,6 +324,10 @@ def test_a_column_can_be_overridden(load: Any, smallest: str) -> None:
     assert recipe.stages[0].data.train[0].columns == {"output": "answer", "input": "with blank"}
 
 
+def test_texts_may_be_split(load: Any, smallest: str) -> None:
+    assert load(smallest, "mode=pretrain", "data.overlong=split").stages[0].data.overlong == "split"
+
+
 def test_defaults_may_be_spelled_out_in_every_mode(load: Any, smallest: str) -> None:
     """A run's config.yaml has them all, whatever its mode."""
     for mode in ("pretrain", "sft"):

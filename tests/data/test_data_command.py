@@ -129,6 +129,9 @@ def test_batches_show_what_training_gets(recipe, capsys):
     ):
         assert out.count(answer) == 1
     assert out.count("── sample ") == 3
+    both = ("data.max_length=60", "data.val_size=0", "train.per_device_train_batch_size=2")
+    assert run(recipe, "--packed", "--num-samples", "1", *both) == 0
+    assert "tokens of 120 (" in capsys.readouterr().out
     options = ("--packed", "--num-samples", "1", "data.packing=false", "data.val_size=0")
     assert run(recipe, *options, "train.per_device_train_batch_size=2") == 0
     out = capsys.readouterr().out
