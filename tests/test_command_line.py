@@ -82,6 +82,13 @@ def test_recipes_are_listed(elsewhere: bool, tmp_path: Path) -> None:
     assert "sft_qlora" in answer.out
 
 
+def test_templates_are_shown_without_a_model(tmp_path: Path) -> None:
+    answer = call("data", "templates", "qwen_chat", folder=tmp_path)
+    assert (answer.code, answer.errors) == (0, [])
+    assert "⟦Mount Everest.<|im_end|>⟧" in answer.out
+    assert not answer.heavy & {"torch", "transformers", "datasets", "pyarrow"}
+
+
 def mistakes(folder: Path, content: bytes | str | None, *overrides: str, command: str = "train") -> list[str]:
     """Runs a wrong recipe from the folder it lies in; gives its error lines after checking their form."""
     if content is not None:
@@ -110,6 +117,8 @@ def mistakes(folder: Path, content: bytes | str | None, *overrides: str, command
         (GOOD.replace("rows.jsonl", "rows.jsonl, formt: text"), "unknown key data.train[0].formt"),
         (GOOD.replace("./m", "./m, quantization: nf4"), "there is no adapter"),
         (GOOD.replace("}]}", "}], max_length: null}"), "data.packing is true and data.max_length is null"),
+        (GOOD.replace("}]}", "}], streaming: true}"), "data.streaming is true and train.max_steps is null"),
+        (GOOD + "dataset_map_fn: alpaca\n", "write data.train[0].map"),
     ],
 )
 def test_a_wrong_recipe_is_answered_with_one_line(
