@@ -163,8 +163,10 @@ def _prepare_sources(
 
 
 def _check_stop(sources: Sequence[PreparedSource], template: ChatTemplate) -> None:
-    if not any(source.content["tally"].get("rows_with_end") for source in sources):
-        raise ConfigError(describe_no_stop(template))
+    tallies = [source.content["tally"] for source in sources]
+    if not any(tally.get("rows_with_end") for tally in tallies):
+        num_truncated = sum(tally.get("rows_truncated", 0) for tally in tallies)
+        raise ConfigError(describe_no_stop(template, num_truncated))
 
 
 def _split(

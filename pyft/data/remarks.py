@@ -32,15 +32,22 @@ def describe_nothing_left(sources: Sequence[DataSource], counts: Counts, max_len
     return f"{names}: none of the {counts.rows_read} rows is left to train on (dropped: {reasons}): {mend}"
 
 
-def describe_no_stop(template: ChatTemplate) -> str:
+def describe_no_stop(template: ChatTemplate, num_truncated: int) -> str:
     """Say that nothing teaches the model to stop.
 
     Args:
         template: The template.
+        num_truncated: Rows that lost their end.
 
     Returns:
         `what (where): how to mend it`.
     """
+    if num_truncated:
+        return (
+            f"all {num_truncated} rows that are left lost their end, so the model would never learn to stop "
+            "(data.overlong, data.max_length): raise max_length, write overlong: drop, or write "
+            "data.train_on_eot: false if that is meant"
+        )
     return (
         f"template {template.name} leaves {template.end_mark} out of what is learned, so the model would "
         "never stop (model.template): put it inside {% generation %}, name a built-in template, or write "

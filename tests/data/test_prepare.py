@@ -287,3 +287,18 @@ def test_tokenizer_built_from_the_texts_of_all_stages(write_rows, tmp_path, make
     assert get_template(None, tokenizer).end_mark == "<|im_end|>"
     for index in (0, 1):
         assert prepare_recipe(recipe, index).ledger["rows_read"] == 20
+
+
+def test_truncation_that_cuts_every_end_is_refused(write_rows, run):
+    rows = [{"instruction": "q", "output": "word " * 300} for _ in range(3)]
+    data = {
+        "train": [{"path": str(write_rows(rows))}],
+        "max_length": 64,
+        "overlong": "truncate",
+        "val_size": 0,
+    }
+    with pytest.raises(
+        ConfigError, match=r"all 3 rows .* lost their end.*data\.max_length.*raise max_length"
+    ):
+        run("", data=data)
+    assert run("", data=data | {"train_on_eot": False}).ledger["rows_truncated"] == 3
