@@ -172,7 +172,7 @@ class _Places:
     def __init__(self, messages: Sequence[Message], text: str, render: Render) -> None:
         self._text = text
         self._messages = messages
-        unused = unused_characters([message.content for message in messages])
+        unused = unused_characters([text, *(message.content for message in messages)])
         cores: dict[str, str] = {}
         owners: dict[str, int] = {}
         blanked = []

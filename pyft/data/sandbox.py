@@ -62,12 +62,15 @@ class _Rendering:
         self.meter = limits.Meter()
         self.marks = marks
         self.num_marked = 0
+        self.is_inside = False
 
     def mark(self, caller: Callable[[], str]) -> str:
         """Enclose the text of a generation block in the two marks."""
-        text = caller()
-        if self.marks[0] in text:
+        if self.is_inside:
             raise SecurityError("its generation blocks lie in each other")
+        self.is_inside = True
+        text = caller()
+        self.is_inside = False
         self.num_marked += 1
         return f"{self.marks[0]}{text}{self.marks[1]}"
 

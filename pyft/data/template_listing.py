@@ -121,13 +121,14 @@ def _show(template: ChatTemplate, talk: list[Message], tools: Tools, colour: boo
 
 def _mark(rendered: Rendered, colour: bool) -> str:
     opening, closing = (_GREEN, _RESET) if colour else ("⟦", "⟧")
+    text = rendered.text.rstrip("\n")
     shown, done = "", 0
-    for start, end in [*rendered.spans, (len(rendered.text), len(rendered.text))]:
-        around, answer = _escape(rendered.text[done:start]), _escape(rendered.text[start:end])
+    for start, end in [*rendered.spans, (len(text), len(text))]:
+        around, answer = _escape(text[done:start]), _escape(text[start:end])
         shown += f"{_DIM}{around}{_RESET}" if colour and around else around
         shown += f"{opening}{answer}{closing}" if answer else ""
         done = end
-    return shown.rstrip("\n")
+    return shown
 
 
 def _escape(text: str) -> str:

@@ -56,6 +56,73 @@ def test_what_templates_of_transformers_use():
             "{% set n = namespace(x='aaaa') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
             "characters",
         ),
+        ("{{ range(99999) | join('x' * 10**6) }}", "characters"),
+        ("{{ ('x' * 10**6).join(range(99999) | map('string')) }}", "characters"),
+        ("{{ ('x' * 10**6) | replace('x', 'y' * 10**6) }}", "characters"),
+        ("{{ '%999999999d' % 3 }}", "width"),
+        ("{{ '%*d' % (999999999, 3) }}", "width"),
+        ("{{ '%(a)999999999d' | format(a=3) }}", "width"),
+        ("{{ '{:>999999999}'.format(1) }}", "width"),
+        ("{{ '{:>{}}'.format(1, 999999999) }}", "width"),
+        ("{{ ('%(a)s' * 10**6) % {'a': 'x' * 10**6} }}", "characters"),
+        ("{{ 'a' | indent(10**9) }}", "indents"),
+        ("{{ [1] | tojson(indent=10**9) }}", "indents"),
+        ("{{ 3.5 | round(10**9, 'ceil') }}", "rounds to"),
+        ("{{ [[1]] | sum(start=[]) }}", "no numbers"),
+        ("{{ 'a'.encode() }}", "unsafe"),
+        ("{{ (1).to_bytes(10**9) }}", "unsafe"),
+        ("{{ 'a'.translate({97: 'x' * 10**6}) }}", "unsafe"),
+        ("{{ lipsum(n=10**6) }}", "lipsum"),
+        ("{{ strftime_now('%Y' * 10**6) }}", "date format"),
+        (
+            "{% set n = namespace(x=9) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
+            "large numbers",
+        ),
+        (
+            "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}",
+            "parts",
+        ),
+        (
+            "{% set n = namespace(x=1) %}"
+            "{% for i in range(60) %}{% set n.x = dict(a=n.x, b=n.x) %}{% endfor %}",
+            "parts",
+        ),
+        (
+            "{% set n = namespace(x='a' * 99) %}{% for i in range(60) %}"
+            "{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
+            "characters",
+        ),
+        (
+            "{% macro f() %}{% for i in range(9999) %}{{ 'x' * 10**6 }}{% endfor %}{% endmacro %}{{ f() }}",
+            "characters on the way",
+        ),
+        (
+            "{% generation %}{% for i in range(9999) %}{{ 'x' * 10**6 }}{% endfor %}{% endgeneration %}",
+            "characters on the way",
+        ),
+        (
+            "{% set s = 'x' * 10**7 %}{% for i in range(99999) %}{% set t = s[1:] %}{% endfor %}",
+            "characters on the way",
+        ),
+        (
+            "{% set s = 'x' * 10**7 %}{% set t = s + s + s + s + s + s + s + s + s + s + s + s %}",
+            "characters",
+        ),
+        ("{% set s = 'x' * 10**7 %}{% set t = s ~ s ~ s ~ s ~ s ~ s ~ s ~ s ~ s ~ s %}", "characters"),
+        (
+            "{% for a in [1, 2] recursive %}"
+            "{% if loop.depth < 60 %}{{ loop([1, 2]) }}{% endif %}{% endfor %}",
+            "loop rounds and calls",
+        ),
+        (
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+            "loop rounds and calls",
+        ),
+        ("{% generation %}{% generation %}{% endgeneration %}{% endgeneration %}", "lie in each other"),
+        ("{% for a in [1] %}" * 40 + "{% endfor %}" * 40, "no valid Jinja"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "no valid Jinja"),
+        ("x" * 200_001, "longer than 200000 characters"),
+        ("{% include 'x' %}", "no loader"),
         ("{{ 10**10**10 }}", "power"),
         ("{{ 'a'.ljust(10**9) }}", "unsafe"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
@@ -73,6 +140,76 @@ def test_what_templates_of_transformers_use():
 def test_what_is_stopped(source, fragment):
     with pytest.raises(TemplateFailure, match=fragment):
         render(source, x="x")
+
+
+@pytest.fixture(autouse=True)
+def fewer_steps(monkeypatch):
+    """Two million steps take seconds; the limit works the same lower."""
+    monkeypatch.setattr(sandbox_limits, "MAX_STEPS", 500_000)
+
+
+def test_a_namespace_prints_nothing_of_what_it_holds():
+    doubled = "{% set m = namespace(a=n.v, b=n.v) %}{% set m.a = n.v %}{% set n.v = m %}"
+    source = "{% set n = namespace(v=0) %}{% for i in range(60) %}" + doubled + "{% endfor %}{{ n.v }}"
+    assert render(source)[0] == "<namespace>"
+
+
+def test_a_value_may_be_made_in_many_small_steps():
+    source = (
+        "{% set n = namespace(x='') %}{% for i in range(3000) %}{% set n.x = n.x ~ 'ab' %}{% endfor %}"
+        "{{ n.x | length }} {{ (['x'] * 3) | join(',') }} "
+        "{{ 'a' + 'b' + 'c' + 'd' + 'e' + 'f' + 'g' + 'h' + 'i' }}"
+        "{% set s = 'a' + 'b' + 'c' + 'd' + 'e' + 'f' + 'g' + 'h' + 'i' + 'j' + 'k' %}{{ s }}"
+        "{{ 'a' ~ 1 ~ 2 ~ 3 ~ 4 ~ 5 ~ 6 ~ 7 ~ 8 ~ 9 ~ 10 ~ 11 }}"
+    )
+    assert render(source)[0] == "6000 x,x,x abcdefghiabcdefghijka1234567891011"
+
+
+def test_filters_and_methods_do_what_they_do_elsewhere():
+    source = (
+        "{{ 'a-b' | replace('-', '+') }} {{ ['a', 'b'] | join('/') }} "
+        "{{ [m, m] | join(',', attribute='role') }} "
+        "{{ 'a\nb' | indent(2) }} {{ 'a\nb' | indent(width=1, first=true) }} {{ 2.567 | round(1) }} "
+        "{{ [1, 2] | sum }} {{ '%s=%03d' | format('x', 7) }} {{ '{0}:{1:>4}'.format('x', 'y') }} "
+        "{{ '{{{}}}'.format(1) }} {{ '50%% %s' % 'x' }} {{ ','.join(['a', 'b']) }} "
+        "{{ 'aXbX'.replace('X', '', 1) }} "
+        "{{ {'b': 1, 'a': 'é'} | tojson(sort_keys=true, indent=1) }} {{ 'é' | tojson(ensure_ascii=true) }} "
+        "{{ m.items() | list }} {{ m.get('no', 3) }} {{ m.keys() | first }} {{ 'a b'.split()[1] }} "
+        "{{ m['role'][1:3] }}"
+    )
+    text = render(source, m={"role": "user"})[0]
+    assert text == (
+        "a+b a/b user,user a\n  b  a\n b 2.6 3 x=007 x:   y {1} 50% x a,b abX "
+        '{\n "a": "é",\n "b": 1\n} "\\u00e9" '
+        "[('role', 'user')] 3 role b se"
+    )
+
+
+@pytest.mark.parametrize("character", ["\ufdd0", "\ufdd1", "\ufdd0\ufdd1\ufdd2"])
+def test_marks_are_told_from_contents_that_hold_their_characters(character):
+    source = "{% for m in messages %}{{ m }}{% generation %}{{ m }}!{% endgeneration %}{% endfor %}"
+    text, spans = compile_template(source).render({"messages": [f"a{character}", "b", character]})
+    assert [text[start:end] for start, end in spans] == [f"a{character}!", "b!", f"{character}!"]
+    assert text == "".join(f"{m}{m}!" for m in (f"a{character}", "b", character))
+
+
+@pytest.mark.parametrize(
+    ("source", "marked"),
+    [
+        ("{% set x %}ab{% generation %}cd{% endgeneration %}{% endset %}12{{ x }}", ["cd"]),
+        (
+            "{% macro f() %}-{% generation %}cd{% endgeneration %}{% endmacro %}12{{ f() }}3{{ f() }}",
+            ["cd", "cd"],
+        ),
+        ("12{% filter upper %}x{% generation %}cd{% endgeneration %}{% endfilter %}", ["CD"]),
+        ("{% set x %}{% generation %}cd{% endgeneration %}{% endset %}12", []),
+        ("1{% generation %}{% endgeneration %}2", [""]),
+    ],
+)
+def test_marks_go_where_their_text_goes(source, marked):
+    text, spans = render(source)
+    assert [text[start:end] for start, end in spans] == marked
+    assert not any("\ufdd0" <= character <= "\ufdef" for character in text)
 
 
 def test_time_is_limited(monkeypatch):
