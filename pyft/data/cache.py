@@ -4,29 +4,35 @@
 
 The key is a SHA-256 over file contents, tokenizer, template, options and the code of pyft.data: changing any
 of these misses, a changed name or time does not. An entry is written under another name, synced and renamed:
-one that is there is whole, and a killed run leaves nothing that is ever used. An entry that does not fit its
-own description is made again. Entries that nobody used for 30 days are removed.
+one that is there is whole, and a killed run leaves nothing that is ever used; the next one removes it. An
+entry that does not fit its own description is made again. Entries that nobody used for 30 days are removed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pyft.config import DiskError
 from pyft.data.store import INDEX_NAME, SAMPLES_NAME, SampleStore
 
 ENTRY_NAME = "entry.json"
 _STAGING_PREFIX = ".staging-"
+_LOCK_NAME = "lock"
 _UNUSED_DAYS = 30
+# Of what was begun: how old it must be before its lock counts, and what counts where there are no locks.
+_BEGUN_SECONDS = 60
 _STALE_DAYS = 2
 _DAY_SECONDS = 86_400
 
@@ -84,14 +90,13 @@ class SampleCache:
             folder: Where the entries are kept.
         """
         self.note: str | None = None
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._folder = folder / "data"
+        self._keeps = True
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             os.rmdir(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=self._folder))
         except OSError as error:
-            self._temporary = tempfile.TemporaryDirectory(prefix="pyft-data-")
-            self._folder = Path(self._temporary.name)
+            self._folder, self._keeps = Path(tempfile.gettempdir()), False
             self.note = (
                 f"{folder}: prepared data cannot be kept there ({error.strerror or error}), and are made "
                 "again in every run: set data.cache_dir or PYFT_CACHE_DIR"
@@ -111,36 +116,88 @@ class SampleCache:
 
         Returns:
             The samples; the description that `build` gave; the folder of an entry that was there already.
+
+        Raises:
+            DiskError: The entry cannot be written.
+            RuntimeError: It was, and is not what was written.
         """
         folder = self._folder / key
-        opened = _open(folder, paths)
-        if opened is not None:
-            return *opened, folder
-        shutil.rmtree(folder, ignore_errors=True)
-        staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=self._folder))
-        try:
-            _describe(staging, build(staging))
-            try:
-                os.rename(staging, folder)
-            except OSError:
-                # Another run has made the same entry meanwhile: it has the same content.
-                if not folder.is_dir():
-                    raise
+        if self._keeps:
             opened = _open(folder, paths)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            if opened is not None:
+                return *opened, folder
+            shutil.rmtree(folder, ignore_errors=True)
+        with _staging(self._folder) as staging:
+            try:
+                _describe(staging, build(staging))
+            except OSError as error:
+                raise DiskError(
+                    f"the prepared data cannot be written: {error.strerror or error} ({self._folder}): free "
+                    "some space there, or set data.cache_dir or PYFT_CACHE_DIR"
+                ) from error
+            # What has no place of its own is read from files without a name, which end with this process.
+            opened = (_open(_publish(staging, folder), paths) if self._keeps else None) or _open(
+                staging, paths
+            )
         if opened is None:
             raise RuntimeError(f"{folder} cannot be read after it was written")
         return *opened, None
 
     def _remove_old(self) -> None:
-        now = time.time()
         for entry in self._folder.iterdir():
-            days = _STALE_DAYS if entry.name.startswith(_STAGING_PREFIX) else _UNUSED_DAYS
             with contextlib.suppress(OSError):
-                used = (entry / ENTRY_NAME) if (entry / ENTRY_NAME).exists() else entry
-                if now - used.stat().st_mtime > days * _DAY_SECONDS:
+                if entry.name.startswith(_STAGING_PREFIX):
+                    is_old = _is_abandoned(entry)
+                else:
+                    is_old = _age_seconds(entry / ENTRY_NAME) > _UNUSED_DAYS * _DAY_SECONDS
+                if is_old:
                     shutil.rmtree(entry)
+
+
+@contextlib.contextmanager
+def _staging(parent: Path) -> Iterator[Path]:
+    """A folder to write an entry into, locked as long as its process lives."""
+    folder = parent / f"{_STAGING_PREFIX}{uuid.uuid4().hex}"
+    # Not a private folder: what the umask lets others read, they may use.
+    folder.mkdir()
+    try:
+        with open(folder / _LOCK_NAME, "wb") as lock:
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_abandoned(staging: Path) -> bool:
+    """Say whether the process that wrote into a folder is gone."""
+    age = _age_seconds(staging)
+    if age < _BEGUN_SECONDS:
+        return False
+    try:
+        with open(staging / _LOCK_NAME, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return age > _STALE_DAYS * _DAY_SECONDS
+
+
+def _age_seconds(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
+
+
+def _publish(staging: Path, folder: Path) -> Path:
+    """Give an entry its name."""
+    (staging / _LOCK_NAME).unlink()
+    try:
+        os.rename(staging, folder)
+    except OSError:
+        # Another run has made the same entry meanwhile: it has the same content.
+        if not folder.is_dir():
+            raise
+    return folder
 
 
 def _describe(folder: Path, content: dict[str, Any]) -> None:

@@ -2,8 +2,7 @@
 
     files -> RawChunk ..(at most two a worker under way).. -> EncodedChunk, in the order of the files
 
-The same chunks are encoded by the same code whatever the number of workers, so it changes no result. Workers
-are started afresh (not forked: a fork of a process with threads may hang) and import no torch.
+The same chunks are encoded by the same code whatever the number of workers, so it changes no result.
 """
 
 from __future__ import annotations
@@ -13,23 +12,19 @@ import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, TimeoutError
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 
 from pyft.config import DataError, DataSource
 from pyft.data.files import DataFile
 from pyft.data.formats import RowFormat, read_head, resolve_format
+from pyft.data.pool import WorkerPool
 from pyft.data.reading import RawChunk, read_chunks
-from pyft.data.worker import ChunkEncoder, EncodedChunk, encode_in_worker, start_worker
+from pyft.data.worker import ChunkEncoder, EncodedChunk
 
 Poll = Callable[[], None]
 
 _SMALL_BYTES = 20_000_000
 _MOST_WORKERS = 8
-_CHUNKS_PER_WORKER = 2
-_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -185,58 +180,23 @@ def _run_here(tasks: Iterator[_Task], encoder: ChunkEncoder) -> Iterator[FileChu
 def _run_in_workers(
     tasks: Iterator[_Task], encoder: ChunkEncoder, num_workers: int, poll: Poll
 ) -> Iterator[FileChunk]:
-    with _one_thread_each():
-        executor = ProcessPoolExecutor(num_workers, get_context("spawn"), start_worker, (encoder,))
-        under_way: deque[tuple[_Task, Future[EncodedChunk]]] = deque()
-        failure: DataError | None = None
-        try:
-            while True:
-                while failure is None and len(under_way) < _CHUNKS_PER_WORKER * num_workers:
-                    try:
-                        task = next(tasks, None)
-                    except DataError as error:
-                        # What was read before it may hold an earlier mistake, which is the one to tell.
-                        failure = error
-                        break
-                    if task is None:
-                        break
-                    future = executor.submit(encode_in_worker, task.chunk, task.format)
-                    under_way.append((task, future))
-                if not under_way:
+    under_way: deque[_Task] = deque()
+    failure: DataError | None = None
+    with contextlib.closing(WorkerPool(encoder, num_workers, poll)) as pool:
+        while True:
+            while failure is None and pool.has_room:
+                try:
+                    task = next(tasks, None)
+                except DataError as error:
+                    # What was read before it may hold an earlier mistake, which is the one to tell.
+                    failure = error
                     break
-                task, future = under_way.popleft()
-                yield task.finished(_wait(future, poll))
-        except BrokenProcessPool:
-            raise DataError(
-                "a process that prepares the data ended by itself, perhaps for lack of memory "
-                "(data.num_workers): write data.num_workers: 0 to do without"
-            ) from None
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
+                if task is None:
+                    break
+                pool.send(task.chunk, task.format)
+                under_way.append(task)
+            if not under_way:
+                break
+            yield under_way.popleft().finished(pool.receive())
     if failure is not None:
         raise failure
-
-
-def _wait(future: Future[EncodedChunk], poll: Poll) -> EncodedChunk:
-    while True:
-        try:
-            return future.result(timeout=_POLL_SECONDS)
-        except TimeoutError:
-            if future.done():
-                raise
-            poll()
-
-
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Workers started inside use one thread each: there is one for every core already."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before

@@ -59,10 +59,10 @@ class StreamSource:
             encoder: Encodes chunks of them.
             settings: How batches are made.
             held_out: Digests of rows that are left out.
-            poll: Called while rows are prepared; what it raises ends the work.
+            poll: Called while batches that were trained on are passed over; what it raises ends the work.
         """
         self._sources, self._encoder, self._settings = sources, encoder, settings
-        self._held_out, self._poll = held_out, poll
+        self._held_out, self._poll, self._is_passing_over = held_out, poll, False
         self.num_batches = settings.num_batches
         self._restart()
 
@@ -84,6 +84,7 @@ class StreamSource:
         if index < self._next - 1:
             self._restart()
         while self._next <= index:
+            self._is_passing_over = self._next < index
             self._last = next(self._batches)
             self._next += 1
         assert self._last is not None
@@ -110,6 +111,11 @@ class StreamSource:
         self._dropped: Counter[str] = Counter()
         self._next, self._last = 0, None
         self._batches = self._make_batches()
+
+    def _poll_while_passing_over(self) -> None:
+        # Whoever takes the next batch has something to save, and asks for signals at the end of its step.
+        if self._is_passing_over:
+            self._poll()
 
     def _make_batches(self) -> Iterator[Batch]:
         settings = self._settings
@@ -154,7 +160,7 @@ class StreamSource:
                 self._encoder,
                 num_workers=self._settings.num_workers,
                 seed=self._settings.seed,
-                poll=self._poll,
+                poll=self._poll_while_passing_over,
                 first_rows=source.max_samples or 0,
             ):
                 self._counts["read"] += chunk.encoded.num_records

@@ -2,18 +2,14 @@
 
     RawChunk -> records -> rows -> EncodedRow -> EncodedChunk (ids and labels of all samples end to end)
 
-A worker imports no transformers and no torch, uses one thread, and ends with its parent.
+Nothing here imports transformers or torch: a worker (pool.py) has no use for them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
-import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from multiprocessing import connection, parent_process
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -169,39 +165,3 @@ def _digest_row(row: EncodedRow) -> bytes:
 
 def _as_array(digests: list[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
-
-
-_encoder: ChunkEncoder | None = None
-
-
-def start_worker(encoder: ChunkEncoder) -> None:
-    """Set a worker process up: signals of the terminal are its parent's, with which it ends.
-
-    Args:
-        encoder: What it will encode with.
-    """
-    global _encoder
-    _encoder = encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-def encode_in_worker(chunk: RawChunk, format: RowFormat) -> EncodedChunk:
-    """Encode a chunk in a process that start_worker has set up.
-
-    Args:
-        chunk: Some records of one file.
-        format: How the file is read.
-
-    Returns:
-        Its samples and counts.
-    """
-    assert _encoder is not None
-    return _encoder.encode(chunk, format)
