@@ -18,6 +18,28 @@ DeviceType nf4_device(const char* op, const Nf4Tensors& weight, const TensorRef&
                             &weight.nested_absmax, &weight.offset});
 }
 
+// What every linear cross-entropy is given.
+template <typename Args>
+void check_linear_cross_entropy(const char* op, const Args& args, std::int64_t workspace_floats) {
+  check_float_matrix(op, args.hidden);
+  check_float_matrix(op, args.head_weight);
+  check_dtype(op, args.head_weight, args.hidden.dtype);
+  check_size(op, args.hidden, 1, args.head_weight.shape[1], "head_weight expects");
+  check_targets(op, args.targets, args.hidden);
+  check_dtype(op, args.workspace, DType::kFloat32);
+  check_contiguous(op, args.workspace);
+  check(args.workspace.num_elements() >= workspace_floats, op, ": workspace has ",
+        args.workspace.num_elements(), " elements, expected ", workspace_floats);
+}
+
+template <typename Args>
+void check_kept(const char* op, const Args& args) {
+  check_matrix(op, args.row_stats, DType::kFloat32, args.hidden.shape[0], 2, "hidden needs");
+  check_num_dims(op, args.kept_logits, 2);
+  check_matrix(op, args.kept_logits, DType::kFloat32, args.kept_logits.shape[0], args.head_weight.shape[0],
+               "head_weight needs");
+}
+
 }  // namespace
 
 // ---- NF4
@@ -170,18 +192,12 @@ void linear_cross_entropy(const LinearCrossEntropyArgs& args, const ExecutionCon
   const char* op = "linear_cross_entropy";
   check_float_matrix(op, args.hidden);
   check_float_matrix(op, args.head_weight);
-  check_dtype(op, args.head_weight, args.hidden.dtype);
   const std::int64_t num_tokens = args.hidden.shape[0];
   const std::int64_t width = args.hidden.shape[1], vocabulary = args.head_weight.shape[0];
-  check_size(op, args.hidden, 1, args.head_weight.shape[1], "head_weight expects");
-  check_targets(op, args.targets, args.hidden);
+  check_linear_cross_entropy(
+      op, args,
+      plan_linear_cross_entropy(num_tokens, width, vocabulary, args.grad_head.defined).workspace_floats);
   check_scalar(op, args.loss);
-  check_dtype(op, args.workspace, DType::kFloat32);
-  check_contiguous(op, args.workspace);
-  const std::int64_t needed =
-      plan_linear_cross_entropy(num_tokens, width, vocabulary, args.grad_head.defined).workspace_floats;
-  check(args.workspace.num_elements() >= needed, op, ": workspace has ", args.workspace.num_elements(),
-        " elements, expected ", needed);
   if (args.grad_hidden.defined)
     check_matrix(op, args.grad_hidden, DType::kFloat32, num_tokens, width, "hidden has");
   if (args.grad_head.defined)
@@ -190,6 +206,39 @@ void linear_cross_entropy(const LinearCrossEntropyArgs& args, const ExecutionCon
                                      &args.loss, &args.grad_hidden, &args.grad_head}));
   check_target_range(op, args.targets, args.ignore_index, vocabulary);
   cpu::linear_cross_entropy(args, context.num_threads);
+}
+
+void linear_cross_entropy_forward(const LinearCrossEntropyForwardArgs& args,
+                                  const ExecutionContext& context) {
+  const char* op = "linear_cross_entropy_forward";
+  check_float_matrix(op, args.hidden);
+  check_linear_cross_entropy(op, args, args.hidden.num_elements());
+  check_scalar(op, args.loss);
+  check_kept(op, args);
+  require_cpu(op, common_device(op, {&args.hidden, &args.head_weight, &args.targets, &args.workspace,
+                                     &args.loss, &args.row_stats, &args.kept_logits}));
+  check_target_range(op, args.targets, args.ignore_index, args.head_weight.shape[0]);
+  cpu::linear_cross_entropy_forward(args, context.num_threads);
+}
+
+void linear_cross_entropy_backward(const LinearCrossEntropyBackwardArgs& args,
+                                   const ExecutionContext& context) {
+  const char* op = "linear_cross_entropy_backward";
+  check_float_matrix(op, args.hidden);
+  const std::int64_t num_tokens = args.hidden.shape[0], width = args.hidden.shape[1];
+  check_linear_cross_entropy(op, args, linear_cross_entropy_backward_floats(num_tokens, width));
+  check_scalar(op, args.grad_loss);
+  check_kept(op, args);
+  const std::int64_t vocabulary = args.head_weight.shape[0];
+  if (args.grad_hidden.defined)
+    check_matrix(op, args.grad_hidden, args.hidden.dtype, num_tokens, width, "hidden has");
+  if (args.grad_head.defined)
+    check_matrix(op, args.grad_head, args.hidden.dtype, vocabulary, width, "head_weight has");
+  require_cpu(
+      op, common_device(op, {&args.grad_loss, &args.hidden, &args.head_weight, &args.targets, &args.row_stats,
+                             &args.kept_logits, &args.workspace, &args.grad_hidden, &args.grad_head}));
+  check_target_range(op, args.targets, args.ignore_index, vocabulary);
+  cpu::linear_cross_entropy_backward(args, context.num_threads);
 }
 
 }  // namespace pyft

@@ -1,4 +1,7 @@
-"""The tolerance rule of every numeric test: at most twice the error of torch in the same dtype."""
+"""The tolerance rule of every numeric test: at most twice the error of torch in the same dtype.
+
+Beside it the inputs that tests of a loss share, and its gradients.
+"""
 
 from __future__ import annotations
 
@@ -45,3 +48,36 @@ def poisoned_empty(monkeypatch) -> None:
 
     for owner, function in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
         monkeypatch.setattr(owner, function, poison(getattr(owner, function)))
+
+
+def random(*shape: int, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normal random numbers that require a gradient."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+    return values.to(dtype).requires_grad_()
+
+
+def random_targets(num_rows: int, vocabulary: int, *, ignore_index: int = -100) -> Tensor:
+    """About half the rows counted; the last and the first vocabulary id come first."""
+    generator = torch.Generator().manual_seed(9)
+    targets = torch.randint(vocabulary, (num_rows,), generator=generator)
+    targets[torch.rand(num_rows, generator=generator) < 0.5] = ignore_index
+    targets[:2] = torch.tensor([vocabulary - 1, 0])[:num_rows]
+    return targets
+
+
+def gradients(forward, *inputs: Tensor, scale: float = 0.37) -> list[Tensor]:
+    """The value of `forward`, and the gradients of `scale` times it to the inputs that want one."""
+    value = forward(*inputs)
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    return [value.detach(), *torch.autograd.grad(value * scale, wanted)]
+
+
+def assert_equals_reference(ours, theirs, *inputs: Tensor) -> None:
+    """Compare value and gradients of `ours` with `theirs` in float64 and in the inputs' dtype."""
+
+    def run(dtype: torch.dtype | None) -> list[Tensor]:
+        leaves = [t.detach().to(dtype or t.dtype).requires_grad_(t.requires_grad) for t in inputs]
+        return gradients(theirs, *leaves)
+
+    for i, results in enumerate(zip(gradients(ours, *inputs), run(torch.float64), run(None), strict=True)):
+        assert_close_to_reference(*results, name="value" if i == 0 else f"gradient {i - 1}")

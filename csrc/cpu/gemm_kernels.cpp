@@ -7,7 +7,7 @@
 //     k=1   a01 a11 ...              k=1   b10 b11 ...                     += outer product, k after k
 //     ...                            ...
 //
-//   for n0 in N by kBlockN:                 a block of B, packed once:    kBlockK x kBlockN floats, 256 KB
+//   for n0 in N by kBlockN:                 a block of B, packed once:    kBlockK x kBlockN floats, 512 KB
 //     for k0 in K by kBlockK:
 //       for m0 in M by kBlockM:             a block of A, packed once:    kBlockM x kBlockK floats, 96 KB
 //         tiles: C (+)= A panel * B panel
@@ -31,7 +31,7 @@ constexpr int kTileColumns = kTileVectors * kLanes;
 
 constexpr std::int64_t kBlockK = 256;
 constexpr std::int64_t kBlockM = 96;
-constexpr std::int64_t kBlockN = 256;
+constexpr std::int64_t kBlockN = 512;
 constexpr std::int64_t kFewRows = 8;
 constexpr std::int64_t kShortRun = 32;
 constexpr std::int64_t kRowsAtOnce = 4;

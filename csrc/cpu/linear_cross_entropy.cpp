@@ -9,8 +9,10 @@
 //     dH [C, K] = L W                            num_splits partial sums over V, added in order
 //     dW [V, K] += L^T h                         tiles over V; float32, only for a head that trains
 //
-// A frozen head with a large vocabulary goes by panels instead (linear_cross_entropy_panels.cpp): a chunk
-// would be so few rows that reading the head for each of them costs more than the products.
+// With a large vocabulary a chunk would be so few rows that reading the head (and adding to its gradient) for
+// each of them costs more than the products: a frozen head then goes by panels
+// (linear_cross_entropy_panels.cpp), a trained one in two passes (linear_cross_entropy_two_passes.cpp), which
+// plan_linear_cross_entropy tells the caller.
 //
 // Without a wanted gradient the last two, and the softmax, are left out. No sum crosses threads except
 // through the splits, whose number depends on the shape alone: the bits do not depend on the number of
@@ -39,6 +41,7 @@ LinearCrossEntropyPlan plan_linear_cross_entropy(std::int64_t num_tokens, std::i
   vocabulary = std::max<std::int64_t>(vocabulary, 1);
   LinearCrossEntropyPlan plan{};
   plan.by_panels = !trains_head && vocabulary >= kPanelVocabulary;
+  plan.by_two_passes = trains_head && vocabulary >= kPanelVocabulary;
   if (plan.by_panels) {
     plan.num_splits = kPanelSplits;
     plan.chunk_tokens = std::clamp<std::int64_t>(kBufferFloats / (kPanelSplits * width), 1, kPanelTokens);
@@ -50,6 +53,7 @@ LinearCrossEntropyPlan plan_linear_cross_entropy(std::int64_t num_tokens, std::i
   plan.chunk_tokens = std::min(plan.chunk_tokens, num_tokens);
   plan.workspace_floats = plan.chunk_tokens * (1 + plan.num_splits) * width;
   if (!plan.by_panels) plan.workspace_floats += plan.chunk_tokens * vocabulary;
+  plan.kept_rows = std::min(num_tokens, width);
   return plan;
 }
 
@@ -145,18 +149,36 @@ void fill_zeros(const TensorRef& tensor, int num_threads) {
 
 }  // namespace
 
-void gather_hidden(const LinearCrossEntropyArgs& args, const CountedRows& counted, float* out) {
-  const std::int64_t width = args.hidden.shape[1];
+std::vector<std::int64_t> find_counted(const TensorRef& targets, std::int64_t ignore_index) {
+  std::vector<std::int64_t> rows;
+  for (std::int64_t t = 0; t < targets.shape[0]; ++t) {
+    if (targets.as<const std::int64_t>()[t] != ignore_index) rows.push_back(t);
+  }
+  return rows;
+}
+
+void gather_hidden(const TensorRef& hidden, const CountedRows& counted, float* out) {
+  const std::int64_t width = hidden.shape[1];
   for (std::int64_t i = 0; i < counted.count; ++i, out += width) {
     const std::int64_t first = counted.rows[i] * width;
-    if (args.hidden.dtype == DType::kFloat32) {
-      std::memcpy(out, args.hidden.as<const float>() + first,
-                  static_cast<std::size_t>(width) * sizeof(float));
+    if (hidden.dtype == DType::kFloat32) {
+      std::memcpy(out, hidden.as<const float>() + first, static_cast<std::size_t>(width) * sizeof(float));
     } else {
-      const BFloat16Bits* in = args.hidden.as<const BFloat16Bits>() + first;
+      const BFloat16Bits* in = hidden.as<const BFloat16Bits>() + first;
       for (std::int64_t k = 0; k < width; ++k) out[k] = bfloat16_to_float(in[k]);
     }
   }
+}
+
+RowState merged_state(const RowState* states, std::int64_t num_splits, std::int64_t count, std::int64_t i) {
+  RowState total;
+  for (std::int64_t split = 0; split < num_splits; ++split)
+    total.max = std::max(total.max, states[split * count + i].max);
+  for (std::int64_t split = 0; split < num_splits; ++split) {
+    const RowState& part = states[split * count + i];
+    total.sum += part.sum * std::exp(static_cast<double>(part.max) - total.max);
+  }
+  return total;
 }
 
 void linear_cross_entropy(const LinearCrossEntropyArgs& args, int num_threads) {
@@ -164,10 +186,7 @@ void linear_cross_entropy(const LinearCrossEntropyArgs& args, int num_threads) {
   const std::int64_t width = args.hidden.shape[1], vocabulary = args.head_weight.shape[0];
   const LinearCrossEntropyPlan plan =
       plan_linear_cross_entropy(num_tokens, width, vocabulary, args.grad_head.defined);
-  std::vector<std::int64_t> rows;
-  for (std::int64_t t = 0; t < num_tokens; ++t) {
-    if (args.targets.as<const std::int64_t>()[t] != args.ignore_index) rows.push_back(t);
-  }
+  const std::vector<std::int64_t> rows = find_counted(args.targets, args.ignore_index);
   const std::int64_t num_counted = static_cast<std::int64_t>(rows.size());
   std::vector<double> row_loss(rows.size(), 0.0);
   fill_zeros(args.grad_hidden, num_threads);
@@ -187,7 +206,7 @@ void linear_cross_entropy(const LinearCrossEntropyArgs& args, int num_threads) {
       linear_cross_entropy_panels(args, plan, chunk.counted, row_loss.data() + begin, num_threads);
       continue;
     }
-    gather_hidden(args, chunk.counted, hidden);
+    gather_hidden(args.hidden, chunk.counted, hidden);
     chunk.compute_logits();
     chunk.compute_losses(row_loss.data() + begin);
     if (args.grad_hidden.defined) chunk.backward_hidden();

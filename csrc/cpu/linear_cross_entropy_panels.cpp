@@ -26,11 +26,6 @@ namespace {
 
 constexpr std::int64_t kPanelIds = 256;
 
-struct RowState {
-  float max = -HUGE_VALF;
-  double sum = 0.0;
-};
-
 class Panels {
  public:
   Panels(const LinearCrossEntropyArgs& args, const LinearCrossEntropyPlan& plan, const CountedRows& counted)
@@ -44,7 +39,7 @@ class Panels {
         partials_(hidden_ + plan.chunk_tokens * width_),
         states_(static_cast<std::size_t>(num_splits_ * counted.count)),
         target_logits_(static_cast<std::size_t>(counted.count)) {
-    gather_hidden(args, counted, hidden_);
+    gather_hidden(args.hidden, counted, hidden_);
   }
 
   void run_split(std::int64_t split) {
@@ -68,12 +63,7 @@ class Panels {
   }
 
   void merge_row(std::int64_t i, double* row_loss) const {
-    RowState total;
-    for (std::int64_t split = 0; split < num_splits_; ++split)
-      total.max = std::max(total.max, state(split, i).max);
-    for (std::int64_t split = 0; split < num_splits_; ++split) {
-      total.sum += state(split, i).sum * std::exp(static_cast<double>(state(split, i).max) - total.max);
-    }
+    const RowState total = merged_state(states_.data(), num_splits_, counted_.count, i);
     row_loss[i] =
         std::log(total.sum) - (static_cast<double>(target_logits_[static_cast<std::size_t>(i)]) - total.max);
     if (!args_.grad_hidden.defined) return;
@@ -109,18 +99,14 @@ class Panels {
     float panel_max;
     double panel_sum;
     kernels().row_max_and_sum(logits, DType::kFloat32, num_ids, &panel_max, &panel_sum);
-    const bool is_first = state.sum == 0.0;
-    const float max = std::max(state.max, panel_max);
-    const double kept = is_first ? 0.0 : std::exp(static_cast<double>(state.max) - max);
-    state.sum = state.sum * kept + panel_sum * std::exp(static_cast<double>(panel_max) - max);
-    if (args_.grad_hidden.defined) {
-      if (!is_first && max > state.max) {
-        const float factor = static_cast<float>(kept);
-        for (std::int64_t k = 0; k < width_; ++k) grad[k] *= factor;
-      }
-      kernels().row_softmax(logits, DType::kFloat32, num_ids, max, 1.0f, logits);
+    const RowState before = state;
+    const double kept = state.add(panel_max, panel_sum);
+    if (!args_.grad_hidden.defined) return;
+    if (before.sum != 0.0 && state.max > before.max) {
+      const float factor = static_cast<float>(kept);
+      for (std::int64_t k = 0; k < width_; ++k) grad[k] *= factor;
     }
-    state.max = max;
+    kernels().row_softmax(logits, DType::kFloat32, num_ids, state.max, 1.0f, logits);
   }
 
   const LinearCrossEntropyArgs& args_;

@@ -17,5 +17,7 @@ void lora_linear_backward(const LoraLinearBackwardArgs& args, int num_threads);
 void cross_entropy(const CrossEntropyArgs& args, int num_threads);
 void cross_entropy_backward(const CrossEntropyBackwardArgs& args, int num_threads);
 void linear_cross_entropy(const LinearCrossEntropyArgs& args, int num_threads);
+void linear_cross_entropy_forward(const LinearCrossEntropyForwardArgs& args, int num_threads);
+void linear_cross_entropy_backward(const LinearCrossEntropyBackwardArgs& args, int num_threads);
 
 }  // namespace pyft::cpu

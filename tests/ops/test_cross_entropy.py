@@ -7,44 +7,15 @@ import sys
 
 import pytest
 import torch
-from numerics import assert_close_to_reference, poisoned_empty
+from numerics import assert_equals_reference, gradients, poisoned_empty, random, random_targets
 from torch import Tensor
 
 from pyft.ops import native, reference
 from pyft.ops.cross_entropy import cross_entropy, linear_cross_entropy
 
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-def random(*shape: int, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
-    return values.to(dtype).requires_grad_()
-
-
-def random_targets(num_rows: int, vocabulary: int, *, ignore_index: int = -100) -> Tensor:
-    """About half the rows counted; the last and the first vocabulary id come first."""
-    generator = torch.Generator().manual_seed(9)
-    targets = torch.randint(vocabulary, (num_rows,), generator=generator)
-    targets[torch.rand(num_rows, generator=generator) < 0.5] = ignore_index
-    targets[:2] = torch.tensor([vocabulary - 1, 0])[:num_rows]
-    return targets
-
-
-def gradients(forward, *inputs: Tensor, scale: float = 0.37) -> list[Tensor]:
-    value = forward(*inputs)
-    wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    return [value.detach(), *torch.autograd.grad(value * scale, wanted)]
-
-
-def assert_equals_reference(ours, theirs, *inputs: Tensor) -> None:
-    """Compare value and gradients of `ours` with `theirs` in float64 and in the inputs' dtype."""
-
-    def run(dtype: torch.dtype | None) -> list[Tensor]:
-        leaves = [t.detach().to(dtype or t.dtype).requires_grad_(t.requires_grad) for t in inputs]
-        return gradients(theirs, *leaves)
-
-    for i, results in enumerate(zip(gradients(ours, *inputs), run(torch.float64), run(None), strict=True)):
-        assert_close_to_reference(*results, name="value" if i == 0 else f"gradient {i - 1}")
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+LARGE = 16411  # a vocabulary that goes by panels, in two passes when the head trains
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -77,6 +48,9 @@ def test_linear_cross_entropy_equals_float64(num_rows, width, vocabulary, traine
     ("num_rows", "vocabulary", "trained", "dtype"),
     [
         (150, 131071, True, torch.float32),
+        (1100, 20011, True, torch.float32),
+        (1100, 20011, True, torch.bfloat16),
+        (3, 20011, True, torch.bfloat16),
         (1100, 20011, False, torch.float32),
         (1100, 20011, False, torch.bfloat16),
         (3, 20011, False, torch.float32),
@@ -86,11 +60,13 @@ def test_linear_cross_entropy_of_a_large_vocabulary(num_rows, vocabulary, traine
     plan = native.C.plan_linear_cross_entropy(
         num_tokens=num_rows, width=5, vocabulary=vocabulary, trains_head=trained
     )
-    assert plan["by_panels"] != trained
+    assert (plan["by_panels"], plan["by_two_passes"]) == (not trained, trained)
     targets = random_targets(num_rows, vocabulary)
     targets[2:] = torch.arange(num_rows - 2) * (vocabulary // num_rows)
     targets[num_rows // 2] = -100
-    assert num_rows == 3 or int((targets != -100).sum()) > 2 * plan["chunk_tokens"]
+    if num_rows != 3:  # more than one block of rows, most of their logits not kept
+        least = plan["kept_rows"] if trained else plan["chunk_tokens"]
+        assert int((targets != -100).sum()) > 2 * least
     hidden = random(num_rows, 5, seed=1, dtype=dtype)
     head = random(vocabulary, 5, seed=2, scale=3.0, dtype=dtype).detach().requires_grad_(trained)
     assert_equals_reference(
@@ -101,11 +77,12 @@ def test_linear_cross_entropy_of_a_large_vocabulary(num_rows, vocabulary, traine
     )
 
 
+@pytest.mark.parametrize("vocabulary", [97, LARGE])
 @pytest.mark.parametrize("only", ["hidden", "head"])
-def test_linear_cross_entropy_gives_only_the_gradient_that_is_wanted(only):
-    targets = random_targets(19, 97)
+def test_linear_cross_entropy_gives_only_the_gradient_that_is_wanted(only, vocabulary):
+    targets = random_targets(19, vocabulary)
     hidden = random(19, 33, seed=1).detach().requires_grad_(only == "hidden")
-    head = random(97, 33, seed=2).detach().requires_grad_(only == "head")
+    head = random(vocabulary, 33, seed=2, scale=0.3).detach().requires_grad_(only == "head")
     assert_equals_reference(
         lambda h, w: linear_cross_entropy(h, w, targets),
         lambda h, w: reference.linear_cross_entropy(h, w, targets),
@@ -124,9 +101,10 @@ def run_both(hidden: Tensor, head: Tensor, targets: Tensor, **options) -> dict[s
     }
 
 
+@pytest.mark.parametrize("vocabulary", [50, LARGE])
 @pytest.mark.parametrize("num_rows", [0, 7])
-def test_no_counted_row_gives_zero_and_zero_gradients(num_rows, monkeypatch):
-    hidden, head = random(num_rows, 16, seed=1), random(50, 16, seed=2)
+def test_no_counted_row_gives_zero_and_zero_gradients(num_rows, vocabulary, monkeypatch):
+    hidden, head = random(num_rows, 16, seed=1), random(vocabulary, 16, seed=2)
     poisoned_empty(monkeypatch)
     for results in run_both(hidden, head, torch.full((num_rows,), -100)).values():
         assert results[0].item() == 0.0
@@ -134,10 +112,11 @@ def test_no_counted_row_gives_zero_and_zero_gradients(num_rows, monkeypatch):
             assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
+@pytest.mark.parametrize("vocabulary", [101, LARGE])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_ignored_rows_are_exact_zeros_even_on_poison(dtype, monkeypatch):
-    hidden, head = random(23, 16, seed=1, dtype=dtype), random(101, 16, seed=2, dtype=dtype)
-    targets = random_targets(23, 101)
+def test_ignored_rows_are_exact_zeros_even_on_poison(dtype, vocabulary, monkeypatch):
+    hidden, head = random(23, 16, seed=1, dtype=dtype), random(vocabulary, 16, seed=2, dtype=dtype)
+    targets = random_targets(23, vocabulary)
     expected = run_both(hidden, head, targets)
     poisoned_empty(monkeypatch)
     poisoned = run_both(hidden, head, targets)
@@ -149,9 +128,10 @@ def test_ignored_rows_are_exact_zeros_even_on_poison(dtype, monkeypatch):
         assert results[1][targets != -100].abs().amax(dim=1).min() > 0, op
 
 
-def test_ignored_rows_may_hold_anything():
-    targets = random_targets(23, 101)
-    hidden, head = random(23, 16, seed=1), random(101, 16, seed=2)
+@pytest.mark.parametrize("vocabulary", [101, LARGE])
+def test_ignored_rows_may_hold_anything(vocabulary):
+    targets = random_targets(23, vocabulary)
+    hidden, head = random(23, 16, seed=1), random(vocabulary, 16, seed=2)
     expected = run_both(hidden, head, targets)
     dirty = hidden.detach().clone()
     dirty[targets == -100] = float("nan")
@@ -177,10 +157,11 @@ def test_last_vocabulary_id_and_one_entry_vocabulary():
         assert all(not gradient.any() for gradient in results[1:])
 
 
-def test_non_contiguous_inputs():
-    targets = torch.stack([random_targets(19, 97)] * 2, dim=1)[:, 0]
-    hidden, head = random(33, 19, seed=1).T, random(33, 97, seed=2).T
-    logits = random(97, 19, seed=3).T
+@pytest.mark.parametrize("vocabulary", [97, LARGE])
+def test_non_contiguous_inputs(vocabulary):
+    targets = torch.stack([random_targets(19, vocabulary)] * 2, dim=1)[:, 0]
+    hidden, head = random(33, 19, seed=1).T, random(33, vocabulary, seed=2).T
+    logits = random(vocabulary, 19, seed=3).T
     assert not any(t.is_contiguous() for t in (targets, hidden, head, logits))
     ours = gradients(lambda h, w: linear_cross_entropy(h, w, targets), hidden, head)
     dense = gradients(
@@ -201,20 +182,21 @@ def test_large_logits_neither_overflow_nor_lose_the_row():
     assert torch.allclose(gradient, torch.tensor([[0, 0, 0], [0, 0, 0], [-0.5, 0, 0.5]]), atol=1e-7)
 
 
+@pytest.mark.parametrize("vocabulary", [50, LARGE])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_non_finite_numbers_show_in_the_loss(bad):
-    hidden, head = random(9, 16, seed=1).detach(), random(50, 16, seed=2)
+def test_non_finite_numbers_show_in_the_loss(bad, vocabulary):
+    hidden, head = random(9, 16, seed=1).detach(), random(vocabulary, 16, seed=2)
     hidden[3, 3] = bad
     targets = torch.arange(9)
+    assert linear_cross_entropy(hidden, head, targets).isnan()
     with torch.no_grad():
         assert linear_cross_entropy(hidden, head, targets).isnan()
         assert cross_entropy(hidden @ head.T, targets).isnan()
 
 
-@pytest.mark.parametrize("vocabulary", [5003, 17011])
-def test_same_bits_on_any_number_of_threads(vocabulary):
-    hidden, head = random(150, 40, seed=1), random(vocabulary, 40, seed=2)
-    head.requires_grad_(vocabulary < 16384)
+@pytest.mark.parametrize(("vocabulary", "trained"), [(5003, True), (17011, False), (17011, True)])
+def test_same_bits_on_any_number_of_threads(vocabulary, trained):
+    hidden, head = random(150, 40, seed=1), random(vocabulary, 40, seed=2).requires_grad_(trained)
     targets = random_targets(150, vocabulary)
     before = torch.get_num_threads()
     try:
@@ -270,29 +252,37 @@ def test_errors_name_what_is_wrong():
 def test_opcheck():
     targets = random_targets(7, 11)
     hidden, head = random(7, 5), random(11, 5)
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(
-        torch.ops.pyft.linear_cross_entropy, (hidden, head, targets, -100, True, True), test_utils=checks
-    )
-    torch.library.opcheck(torch.ops.pyft.cross_entropy, (random(7, 11), targets, -100), test_utils=checks)
+    stats, kept = torch.rand(7, 2) + 1.0, torch.rand(4, 11)
+    for op, arguments in (
+        (torch.ops.pyft.cross_entropy, (random(7, 11), targets, -100)),
+        (torch.ops.pyft.linear_cross_entropy, (hidden, head, targets, -100, True, True)),
+        (torch.ops.pyft.linear_cross_entropy_forward, (hidden, head, torch.arange(7), -100, 4)),
+        (
+            torch.ops.pyft.linear_cross_entropy_backward,
+            (torch.ones(()), hidden.detach(), head.detach(), targets, stats, kept, -100, True, True),
+        ),
+    ):
+        torch.library.opcheck(op, arguments, test_utils=CHECKS)
 
 
-def test_backward_twice_gives_the_same():
-    hidden, head = random(7, 5), random(11, 5)
-    loss = linear_cross_entropy(hidden, head, random_targets(7, 11))
+@pytest.mark.parametrize("vocabulary", [11, LARGE])
+def test_backward_twice_gives_the_same(vocabulary):
+    hidden, head = random(7, 5), random(vocabulary, 5)
+    loss = linear_cross_entropy(hidden, head, random_targets(7, vocabulary))
     first = torch.autograd.grad(loss, (hidden, head), retain_graph=True)
     second = torch.autograd.grad(loss * 2, (hidden, head))
     assert all(torch.allclose(2 * a, b, rtol=1e-6) for a, b in zip(first, second, strict=True))
 
 
-def test_logits_are_never_all_stored():
+@pytest.mark.parametrize("trained", [False, True])
+def test_logits_are_never_all_stored(trained):
     # 4096 rows x 65536 entries would be 1 GiB of float32; the process may grow by a tenth of it
-    code = """
+    code = f"""
 import resource, torch
 from pyft.ops.cross_entropy import linear_cross_entropy
 torch.set_num_threads(2)
 hidden = torch.randn(4096, 4, requires_grad=True)
-head = torch.randn(65536, 4)
+head = torch.randn(65536, 4, requires_grad={trained})
 targets = torch.randint(65536, (4096,))
 linear_cross_entropy(hidden[:8], head, targets[:8]).backward()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

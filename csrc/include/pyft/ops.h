@@ -148,9 +148,11 @@ void cross_entropy_backward(const CrossEntropyBackwardArgs& args, const Executio
 // How linear_cross_entropy cuts its work; depends on the shape alone.
 struct LinearCrossEntropyPlan {
   bool by_panels;                 // panels of the vocabulary instead of all logits of a chunk
+  bool by_two_passes;             // call linear_cross_entropy_forward and _backward instead
   std::int64_t chunk_tokens;      // rows worked on at one time
   std::int64_t num_splits;        // partial sums of dHidden over the vocabulary
   std::int64_t workspace_floats;  // of all buffers together
+  std::int64_t kept_rows;         // R: of how many rows linear_cross_entropy_forward should keep the logits
 };
 LinearCrossEntropyPlan plan_linear_cross_entropy(std::int64_t num_tokens, std::int64_t width,
                                                  std::int64_t vocabulary, bool trains_head);
@@ -169,5 +171,35 @@ struct LinearCrossEntropyArgs {
 // The cross-entropy of hidden head_weight^T and its gradients for dLoss = 1. Logits exist for one chunk at a
 // time.
 void linear_cross_entropy(const LinearCrossEntropyArgs& args, const ExecutionContext& context);
+
+// The same in two calls, which never hold the head's gradient in float32.
+struct LinearCrossEntropyForwardArgs {
+  TensorRef hidden;       // float32 or bfloat16 [T, K], contiguous
+  TensorRef head_weight;  // hidden's dtype [V, K], contiguous
+  TensorRef targets;      // int64 [T], contiguous
+  TensorRef workspace;    // float32 [T * K]
+  TensorRef loss;         // out: float32, one element
+  TensorRef row_stats;    // out: float32 [T, 2], as cross_entropy's
+  TensorRef kept_logits;  // out: float32 [R, V], any R: what the backward need not compute again
+  std::int64_t ignore_index;
+};
+void linear_cross_entropy_forward(const LinearCrossEntropyForwardArgs& args, const ExecutionContext& context);
+
+std::int64_t linear_cross_entropy_backward_floats(std::int64_t num_tokens, std::int64_t width);
+
+struct LinearCrossEntropyBackwardArgs {
+  TensorRef grad_loss;    // float32, one element
+  TensorRef hidden;       // as in the forward, and so on
+  TensorRef head_weight;  // [V, K]
+  TensorRef targets;      // [T]
+  TensorRef row_stats;    // [T, 2]
+  TensorRef kept_logits;  // [R, V]
+  TensorRef workspace;    // float32 [linear_cross_entropy_backward_floats]
+  TensorRef grad_hidden;  // out: hidden's dtype [T, K], contiguous, or None; zeros where a row does not count
+  TensorRef grad_head;    // out: head_weight's dtype [V, K], contiguous, or None
+  std::int64_t ignore_index;
+};
+void linear_cross_entropy_backward(const LinearCrossEntropyBackwardArgs& args,
+                                   const ExecutionContext& context);
 
 }  // namespace pyft
