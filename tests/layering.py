@@ -32,7 +32,7 @@ ENTRY_POINTS = ("train", "stages", "assemble")
 NATIVE = "_pyft_C"
 PLACES: dict[str, tuple[str, ...]] = {
     NATIVE: ("ops.native",),
-    "datasets": ("data.hub",),
+    "datasets": ("data.reading.hub",),
     "transformers": ("model", "data.encode", "chat", "merge"),
 }
 """Package -> the only places where it is imported."""

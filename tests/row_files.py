@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from pyft.config import DataError, DataSource
-from pyft.data.files import expand_source
 from pyft.data.formats import LeaveOut, Row, RowFormat, convert_record, read_head, resolve_format
-from pyft.data.reading import read_chunks
+from pyft.data.reading.chunks import read_chunks
+from pyft.data.reading.files import expand_source
 
 
 @dataclass

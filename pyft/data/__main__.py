@@ -88,8 +88,8 @@ def _show_templates(options: argparse.Namespace) -> None:
             f"{_TEMPLATES} takes one name at most, and no options (command line): "
             f"write python -m pyft.data {_TEMPLATES} [NAME]"
         )
+    from pyft.data.chat.listing import list_templates, show_template
     from pyft.data.preview import wants_colour
-    from pyft.data.template_listing import list_templates, show_template
 
     print(show_template(names[0], wants_colour()) if names else list_templates())
 

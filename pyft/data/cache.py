@@ -74,7 +74,7 @@ def make_key(parts: Mapping[str, Any]) -> str:
 def _hash_code() -> str:
     """Hash the sources of this package: an entry made by other code is not used."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*")):
+    for path in sorted(Path(__file__).parent.rglob("*")):
         if path.is_file() and path.suffix in (".py", ".yaml"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

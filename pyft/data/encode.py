@@ -1,7 +1,8 @@
 """Rows to ids and labels; and the tokenizers that do it (the only transformers here).
 
-    Row -> RowEncoder -> EncodedRow      a conversation (dialogues.py), a document (documents.py), or ids
-                                         that were made elsewhere, which are checked and taken as they are
+    Row -> RowEncoder -> EncodedRow      a conversation (tokens/dialogues.py), a document
+                                         (tokens/documents.py), or ids that were made elsewhere, which are
+                                         checked and taken as they are
 
 A RowEncoder can be sent to another process, which then needs no transformers.
 """
@@ -14,13 +15,13 @@ from typing import Any
 
 from pyft.config import ConfigError, DataError
 from pyft.data.conversation import Message, Row
-from pyft.data.dialogues import ConversationEncoder
-from pyft.data.documents import DocumentEncoder, document_text
-from pyft.data.lengths import fit
 from pyft.data.samples import IGNORED, EncodedRow, EncodeOptions, Sample
 from pyft.data.templates import ChatTemplate
-from pyft.data.tokenizer import is_sentencepiece, load_sentencepiece, read_tokenizer_config, train_bpe
-from pyft.data.tokenizer_view import TokenizerView
+from pyft.data.tokens.dialogues import ConversationEncoder
+from pyft.data.tokens.documents import DocumentEncoder, document_text
+from pyft.data.tokens.lengths import fit
+from pyft.data.tokens.tokenizer import is_sentencepiece, load_sentencepiece, read_tokenizer_config, train_bpe
+from pyft.data.tokens.tokenizer_view import TokenizerView
 
 __all__ = [
     "IGNORED",

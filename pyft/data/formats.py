@@ -12,7 +12,7 @@
 
 A file has one format, found from its first 100 rows or given; a row that does not fit it is an error with
 its line. Rows that a format's convention leaves out (alpaca's `<nooutput>`) and keys that nothing reads are
-counted. How a single record is converted is in converters.py.
+counted. How a single record is converted is in converters/.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from dataclasses import dataclass
 from itertools import chain
 
 from pyft.config import DataError, DataSource
-from pyft.data.columns import check_columns, check_present, rename_keys
 from pyft.data.conversation import Message, Row
-from pyft.data.converters import CONVERTERS, FORMATS, REQUIRED_KEYS, LeaveOut, RowError
-from pyft.data.detection import describe_unknown, detect_record
-from pyft.data.field_maps import get_map
-from pyft.data.files import expand_source
-from pyft.data.reading import RawChunk, read_chunks
-from pyft.data.rows import Record
+from pyft.data.converters.columns import check_columns, check_present, rename_keys
+from pyft.data.converters.detection import describe_unknown, detect_record
+from pyft.data.converters.field_maps import get_map
+from pyft.data.converters.registry import CONVERTERS, FORMATS, REQUIRED_KEYS, LeaveOut, RowError
+from pyft.data.reading.chunks import RawChunk, read_chunks
+from pyft.data.reading.files import expand_source
+from pyft.data.reading.json_lines import Record
 
 __all__ = [
     "FORMATS",

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pyft.config import DataError, DataSource
-from pyft.data.files import DataFile
 from pyft.data.formats import RowFormat, read_head, resolve_format
 from pyft.data.pool import WorkerPool
-from pyft.data.reading import RawChunk, read_chunks
+from pyft.data.reading.chunks import RawChunk, read_chunks
+from pyft.data.reading.files import DataFile
 from pyft.data.worker import ChunkEncoder, EncodedChunk
 
 Poll = Callable[[], None]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
     from pyft.data.formats import RowFormat
-    from pyft.data.reading import RawChunk
+    from pyft.data.reading.chunks import RawChunk
 
 TASKS_PER_WORKER = 2
 _POLL_SECONDS = 0.2

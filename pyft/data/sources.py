@@ -13,9 +13,9 @@ from typing import Any
 from pyft.config import DataSource, Stage
 from pyft.data.cache import SampleCache, cache_folder, make_key
 from pyft.data.encode import RowEncoder
-from pyft.data.files import DataFile, content_id, expand_source, stream_id
 from pyft.data.formats import RowFormat, describe
 from pyft.data.pipeline import FileChunk, Poll, choose_num_workers, encode_files
+from pyft.data.reading.files import DataFile, content_id, expand_source, stream_id
 from pyft.data.samples import EncodeOptions
 from pyft.data.store import SampleStore, StoreWriter
 from pyft.data.templates import ChatTemplate

@@ -20,9 +20,9 @@ import numpy as np
 from pyft.config import DataError, DataSource
 from pyft.data.batches import BatchSource, Groups
 from pyft.data.collate import Batch
-from pyft.data.files import expand_source
 from pyft.data.packing import pack
 from pyft.data.pipeline import Poll, encode_files
+from pyft.data.reading.files import expand_source
 from pyft.data.samples import Sample
 from pyft.data.worker import ChunkEncoder, EncodedChunk
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from pyft.config import ConfigError
-from pyft.data.builtin_templates import BUILTIN_TEMPLATES
-from pyft.data.chat_template import ChatTemplate
+from pyft.data.chat.builtin import BUILTIN_TEMPLATES
+from pyft.data.chat.chat_template import ChatTemplate
+from pyft.data.chat.rendering import Rendered
+from pyft.data.chat.sandbox import TemplateFailure
+from pyft.data.chat.sources import builtin_template, is_file_name, read_template
 from pyft.data.conversation import Message
-from pyft.data.ids import document_start, encode_all, special_spellings, spell_document
-from pyft.data.rendering import Rendered
-from pyft.data.sandbox import TemplateFailure
-from pyft.data.template_sources import builtin_template, is_file_name, read_template
+from pyft.data.tokens.ids import document_start, encode_all, special_spellings, spell_document
 
 __all__ = [
     "ChatTemplate",

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyft.config import DataError
-from pyft.data.converters import LeaveOut
+from pyft.data.converters.registry import LeaveOut
 from pyft.data.formats import RowFormat, convert_record
 
 if TYPE_CHECKING:
     from pyft.data.conversation import Row
     from pyft.data.encode import RowEncoder
-    from pyft.data.reading import RawChunk
+    from pyft.data.reading.chunks import RawChunk
     from pyft.data.samples import EncodedRow, Sample
 
 DIGEST_BYTES = 16

@@ -12,7 +12,7 @@ import yaml
 
 from pyft.config import run_command
 from pyft.data.__main__ import main, make_parser
-from pyft.data.builtin_templates import BUILTIN_TEMPLATES
+from pyft.data.chat.builtin import BUILTIN_TEMPLATES
 
 ROWS = [
     {"instruction": "the highest?", "input": "", "output": "珠穆朗玛峰"},

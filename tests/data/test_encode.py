@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken
 
 from pyft.config import DataError
-from pyft.data import documents, encode, prompt_check
+from pyft.data import encode
 from pyft.data.conversation import Message, Row
 from pyft.data.encode import (
     IGNORED,
@@ -20,6 +20,7 @@ from pyft.data.encode import (
     load_tokenizer,
 )
 from pyft.data.templates import ChatTemplate, get_template
+from pyft.data.tokens import documents, prompt_check
 
 NAMES = ["chatml", "default", "internlm_chat", "llama3_chat"]
 TALK = [

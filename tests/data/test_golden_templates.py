@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pytest
 
-from pyft.data.builtin_templates import BUILTIN_TEMPLATES
+from pyft.data.chat.builtin import BUILTIN_TEMPLATES
 from pyft.data.encode import encode_conversation
-from pyft.data.ids import special_spellings
 from pyft.data.templates import Message, get_template
+from pyft.data.tokens.ids import special_spellings
 
 ANSWERS = ("It is the river.", "珠穆朗玛峰,\nthen  42 metres", "def f(x): return x 😀")
 QUESTIONS = ("Who runs  deep?", "世界上\n第一高峰?\n", "[a] function, please: f(x)")

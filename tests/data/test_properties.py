@@ -6,11 +6,11 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from pyft.data.builtin_templates import BUILTIN_TEMPLATES
+from pyft.data.chat.builtin import BUILTIN_TEMPLATES
 from pyft.data.conversation import Message, Row
 from pyft.data.encode import EncodeOptions, RowEncoder
-from pyft.data.ids import special_spellings
 from pyft.data.templates import get_template
+from pyft.data.tokens.ids import special_spellings
 
 PROFILE = settings(
     derandomize=True,

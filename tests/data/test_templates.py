@@ -16,7 +16,7 @@ from pyft.data.templates import (
     get_template,
     trained_template,
 )
-from pyft.data.tokenizer_view import TokenizerView
+from pyft.data.tokens.tokenizer_view import TokenizerView
 
 
 def test_unknown_name(bpe):

@@ -1,0 +1,105 @@
+"""Try somebody else's template on conversations made of placeholders: does it mark what it should, which
+tokens does it write itself, has it a place for tools?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from pyft.data.chat.masks import find_prompt_ends, trim_span
+from pyft.data.chat.rendering import Rendered, Span, Tools, placeholders
+from pyft.data.chat.sandbox import TemplateFailure
+from pyft.data.conversation import Message
+
+_TALK = [
+    Message(role, content)
+    for role, content in zip(("user", "assistant", "user", "assistant"), placeholders(4), strict=True)
+]
+_SYSTEM, _ARGUMENT, _RESULT, _PARAMETER = placeholders(8)[4:]
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "Looks something up.",
+        "parameters": {"type": "object", "properties": {_PARAMETER: {"type": "string"}}},
+    },
+}
+_CALL = {
+    "id": "call00001",
+    "type": "function",
+    "function": {"name": "look_up", "arguments": {"x": _ARGUMENT}},
+}
+_TOOL_TALK = [
+    _TALK[0],
+    Message("assistant", "", tool_calls=(_CALL,)),
+    Message("tool", _RESULT, name="look_up", tool_call_id="call00001"),
+    _TALK[1],
+]
+
+
+def check_marks(render: Callable[[Sequence[Message], bool], tuple[str, list[Span]]], end_mark: str) -> None:
+    """Refuse generation marks that would make a wrong mask.
+
+    Args:
+        render: (messages, add_generation_prompt) -> text and what the template marks.
+        end_mark: What ends a turn.
+
+    Raises:
+        TemplateFailure: They do not enclose each answer and the mark that ends it, or enclose more.
+    """
+    text, spans = render(_TALK, False)
+    if len(spans) != 2:
+        raise TemplateFailure(f"it marks {len(spans)} generations in 2 assistant turns")
+    prompt_ends = find_prompt_ends(_TALK, text, lambda messages: render(messages, True)[0])
+    for answer, span, prompt_end in zip(_TALK[1::2], spans, prompt_ends, strict=True):
+        start, end = trim_span(text, span, end_mark)
+        if answer.content not in text[start:end]:
+            raise TemplateFailure("its generation marks leave the answer out: put them around it")
+        if not text[start:end].endswith(end_mark):
+            raise TemplateFailure(
+                f"it leaves {end_mark} out of what is learned, so the model would never learn to stop: "
+                "put it inside the generation marks"
+            )
+        if any(message.content in text[start:end] for message in _TALK if message is not answer) or (
+            prompt_end is not None and start < prompt_end
+        ):
+            raise TemplateFailure(
+                "its generation marks take in more than the answer: begin them after the head of the turn"
+            )
+
+
+def find_written(render: Callable[[Sequence[Message]], Rendered], tokens: Iterable[str]) -> set[str]:
+    """Find the tokens that a template writes around what is learned.
+
+    TemplateFailure is raised further down where the template cannot render two questions and answers.
+
+    Args:
+        render: Renders a conversation.
+        tokens: The tokenizer's added tokens.
+
+    Returns:
+        Those of them that the template wrote, but for blanks and words.
+    """
+    try:
+        whole = render([Message("system", _SYSTEM), *_TALK])
+    except TemplateFailure:
+        whole = render(_TALK)
+    starts = [0, *(end for _, end in whole.spans)]
+    ends = [*(start for start, _ in whole.spans), len(whole.text)]
+    around = "\n".join(whole.text[start:end] for start, end in zip(starts, ends, strict=True))
+    return {token for token in tokens if token in around and not token.isspace() and not token.isalnum()}
+
+
+def places_tools(render: Callable[[Sequence[Message], Tools], str]) -> bool:
+    """Find out whether a template writes tools, calls and what tools answer.
+
+    Args:
+        render: (messages, tools) -> text.
+
+    Returns:
+        Whether all of them are in what it renders.
+    """
+    try:
+        text = render(_TOOL_TALK, [_TOOL])
+    except TemplateFailure:
+        return False
+    return all(mark in text for mark in (_PARAMETER, _ARGUMENT, _RESULT))

@@ -1,0 +1,106 @@
+"""Find the format a record has, and say what is nearest where it has none."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pyft.data.converters.registry import FORMATS, REQUIRED_KEYS
+from pyft.data.reading.json_lines import json_type
+
+_ASSISTANTS = ("assistant", "gpt", "function_call")
+
+
+def detect_record(value: Any) -> str | None:
+    """Name the format one record has.
+
+    Args:
+        value: The decoded record.
+
+    Returns:
+        One of FORMATS, or None.
+    """
+    if isinstance(value, list):
+        return "messages" if _holds_dicts_with(value, "role") else None
+    if not isinstance(value, dict):
+        return None
+    keys = value.keys()
+    conversation = value.get("conversation")
+    turns = [conversation] if isinstance(conversation, dict) else conversation
+    if _holds_dicts_with(turns, "output"):
+        return "xtuner"
+    has_answers = {"chosen", "rejected"} <= keys
+    for key, own in (("messages", "messages"), ("conversations", "sharegpt")):
+        turns = value.get(key)
+        if not isinstance(turns, list):
+            continue
+        # A conversation that waits for an answer, beside two answers, is the prompt of a preference.
+        if has_answers and not _ends_with_answer(turns):
+            return "preference"
+        return "messages" if _holds_dicts_with(turns, "role") else own
+    pairs = {
+        "preference": has_answers,
+        "prompt": {"prompt", "completion"} <= keys,
+        "alpaca": {"instruction", "output"} <= keys,
+        "query": {"query", "response"} <= keys,
+        # One turn of xtuner as a row.
+        "xtuner": {"input", "output"} <= keys,
+        "text": "text" in keys,
+        "tokenized": "input_ids" in keys,
+    }
+    return next((name for name, fits in pairs.items() if fits), None)
+
+
+def _holds_dicts_with(turns: Any, key: str) -> bool:
+    return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and key in turns[0]
+
+
+def _ends_with_answer(turns: list[Any]) -> bool:
+    last = turns[-1] if turns else None
+    return isinstance(last, dict) and last.get("role", last.get("from")) in _ASSISTANTS
+
+
+def describe_unknown(value: Any) -> str:
+    """Say why a record has no known format.
+
+    Args:
+        value: The decoded record.
+
+    Returns:
+        `what: how to mend it`.
+    """
+    if not isinstance(value, dict):
+        return f"the row is {json_type(value)}, not an object: each row is an object such as {{'text': '..'}}"
+    if not value:
+        return "the row is an empty object: fill it or delete it"
+    found = ", ".join(map(str, value))
+    if {"role", "content"} <= value.keys():
+        return (
+            f"the row is a single message (keys {found}), not a conversation: "
+            'put a conversation\'s messages in one row, {"messages": [..]}'
+        )
+    nearest, missing = _nearest_format(value)
+    if not missing:
+        return (
+            f"no known format fits the keys {found}: nearest is {nearest}, whose "
+            f"{REQUIRED_KEYS[nearest][0]!r} is not what that format holds: see data.train[].format"
+        )
+    return (
+        f"no known format fits the keys {found}: nearest is {nearest}, which lacks {', '.join(missing)}: "
+        f"rename the keys, or name them under columns (formats read: {', '.join(FORMATS)})"
+    )
+
+
+def _nearest_format(value: dict[str, Any]) -> tuple[str, list[str]]:
+    """Return the format whose required keys are most nearly there, and those that are missing."""
+
+    def closeness(name: str) -> tuple[float, float]:
+        required = REQUIRED_KEYS[name]
+        present = sum(key in value for key in required) / len(required)
+        alike = max(
+            difflib.SequenceMatcher(None, want, str(key)).ratio() for want in required for key in value
+        )
+        return present, alike
+
+    nearest = max(FORMATS, key=closeness)
+    return nearest, [key for key in REQUIRED_KEYS[nearest] if key not in value]

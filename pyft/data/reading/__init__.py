@@ -1,0 +1,1 @@
+"""Bytes to records: files of every kind, in bounded memory."""

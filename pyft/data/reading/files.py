@@ -1,0 +1,258 @@
+"""Find the files that a source of a recipe means, and open and hash them.
+
+    path             one file; .gz and .zst are unpacked while reading (parquet and arrow pack themselves)
+    folder           all files of known kinds below it, in the order of their paths
+    pattern          a glob, `**` for any number of folders; the same
+    hf://owner/name  a data set of the Hugging Face hub (hub.py)
+
+What is passed over (files of unknown kinds, hidden ones) is told in a note; a source without any file is an
+error. What the files hold is read in chunks.py.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from pyft.config import DataError, DataSource
+
+Kind = Literal["jsonl", "json", "txt", "csv", "parquet", "arrow", "hub"]
+Compression = Literal["gzip", "zstd"]
+
+HUB_PREFIX = "hf://"
+KINDS: dict[str, Kind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".txt": "txt",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
+_STREAM_ID_BYTES = 1 << 20
+_UNPACKED_KINDS = ("parquet", "arrow")
+# What `datasets` writes beside the rows of a saved data set.
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of rows. For the hub, `path` is `hf://owner/name`; `name` and `split` are for it alone."""
+
+    path: str
+    kind: Kind
+    compression: Compression | None = None
+    size_bytes: int = 0
+    name: str | None = None
+    split: str = "train"
+
+
+def expand_source(source: DataSource) -> tuple[list[DataFile], list[str]]:
+    """List the files of a source, in the order in which they are read.
+
+    Args:
+        source: The source; its path is absolute, or `hf://owner/name`.
+
+    Returns:
+        At least one file, and lines that say what was passed over.
+
+    Raises:
+        DataError: Nothing is there, or nothing that can be read.
+    """
+    path = source.path
+    if path.startswith(HUB_PREFIX):
+        return [DataFile(path, "hub", name=source.name, split=source.split)], []
+    try:
+        if os.path.isdir(path):
+            found = sorted(_walk(path), key=lambda name: Path(name).parts)
+            return _choose(path, found, "the folder holds")
+        if os.path.lexists(path) or not glob.has_magic(path):
+            return [_data_file(path)], []
+        matches = sorted(glob.glob(_escape_folders(path), recursive=True), key=lambda name: Path(name).parts)
+    except OSError as error:
+        raise DataError(describe_os_error(error.filename or path, error)) from error
+    matches = [name for name in matches if not os.path.isdir(name)]
+    if not matches:
+        raise DataError(
+            f"{path}: no file matches the pattern: check it (it is relative to the current folder; ** stands "
+            "for any number of folders)"
+        )
+    return _choose(path, matches, "the pattern matches")
+
+
+def _escape_folders(pattern: str) -> str:
+    """Take folders that are there by their names, brackets and all; wildcards stand behind them."""
+    first, *parts = Path(pattern).parts
+    while parts and os.path.isdir(os.path.join(first, parts[0])):
+        first = os.path.join(first, parts.pop(0))
+    return os.path.join(glob.escape(first), *parts)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Yield every file below a folder; a folder that links lead to twice is read once."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (os.path.join(parent, name) for name in names)
+
+
+def _choose(path: str, found: list[str], holds: str) -> tuple[list[DataFile], list[str]]:
+    """Keep the files of known kinds, not the hidden ones nor what only describes the others."""
+    kept, passed_over = [], []
+    for name in found:
+        inner = os.path.relpath(name, path) if os.path.isdir(path) else os.path.basename(name)
+        hidden = any(part.startswith(".") for part in Path(inner).parts)
+        readable = _kind_of(name) is not None and os.path.basename(name) not in _DESCRIPTIONS
+        if hidden or not readable:
+            passed_over.append(inner)
+        else:
+            kept.append(_data_file(name))
+    if not kept:
+        raise DataError(
+            f"{path}: {holds} {len(found)} files, none of a kind that is read ({_list_kinds()}): name files "
+            "of these kinds"
+        )
+    if not passed_over:
+        return kept, []
+    names = ", ".join(passed_over[:3]) + (", .." if len(passed_over) > 3 else "")
+    counted = f"{len(passed_over)} other file{'s' if len(passed_over) > 1 else ''}"
+    return kept, [f"{path}: {len(kept)} files read; {counted} passed over ({names})"]
+
+
+def _data_file(path: str) -> DataFile:
+    state = os.stat(path)
+    if stat.S_ISDIR(state.st_mode):
+        raise IsADirectoryError(path)
+    kind = _kind_of(path)
+    if kind is None:
+        raise DataError(
+            f"{path}: files ending in {Path(path).suffix.lower() or 'nothing'!r} are not read: convert it to "
+            f"one of {_list_kinds()}"
+        )
+    if not stat.S_ISREG(state.st_mode):
+        raise DataError(f"{path}: is no ordinary file, and data are read more than once: save them as one")
+    return DataFile(path, kind[0], kind[1], state.st_size)
+
+
+def _kind_of(path: str) -> tuple[Kind, Compression | None] | None:
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes[-2:]]
+    compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
+    if compression is not None:
+        suffixes.pop()
+    kind = KINDS.get(suffixes[-1]) if suffixes else None
+    return None if kind is None or (compression and kind in _UNPACKED_KINDS) else (kind, compression)
+
+
+def _list_kinds() -> str:
+    return f"{', '.join(KINDS)}; all but parquet and arrow also with {' or '.join(COMPRESSIONS)} after it"
+
+
+def open_file(file: DataFile) -> BinaryIO | Any:
+    """Open a file for reading its bytes, unpacked.
+
+    OSError is raised further down where it cannot be read; so does reading where it is packed and damaged.
+
+    Args:
+        file: A file on this machine.
+
+    Returns:
+        A stream with `read`, to be closed.
+    """
+    if file.compression is None:
+        return open(file.path, "rb")
+    import pyarrow
+
+    return pyarrow.CompressedInputStream(pyarrow.OSFile(file.path), file.compression)
+
+
+def hash_file(path: str) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(describe_os_error(path, error)) from error
+
+
+def content_id(file: DataFile) -> str:
+    """Name what a file holds, so that the same name means the same rows.
+
+    Args:
+        file: A file, or a data set of the hub.
+
+    Returns:
+        The SHA-256 of a file's bytes; for the hub the data set, its configuration, split and revision.
+    """
+    if file.kind == "hub":
+        from pyft.data.reading.hub import revision
+
+        return f"{file.path} {file.name or ''} {file.split} {revision(file)}"
+    return hash_file(file.path)
+
+
+def stream_id(file: DataFile) -> str:
+    """Name what a file holds without reading all of it, as a stream may be too large for that.
+
+    Args:
+        file: A file, or a data set of the hub.
+
+    Returns:
+        The size, and the SHA-256 of the first and the last MiB; for the hub what content_id gives.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    if file.kind == "hub":
+        return content_id(file)
+    try:
+        with open(file.path, "rb") as stream:
+            digest = hashlib.sha256(stream.read(_STREAM_ID_BYTES))
+            stream.seek(max(0, file.size_bytes - _STREAM_ID_BYTES))
+            digest.update(stream.read(_STREAM_ID_BYTES))
+    except OSError as error:
+        raise DataError(describe_os_error(file.path, error)) from error
+    return f"{file.size_bytes} {digest.hexdigest()}"
+
+
+def describe_os_error(path: str, error: OSError) -> str:
+    """Say why a file cannot be read.
+
+    Args:
+        path: The file.
+        error: What the system said.
+
+    Returns:
+        `file: what: how to mend it`.
+    """
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: no such file: check the path (it is relative to the current folder)"
+    if isinstance(error, IsADirectoryError):
+        return f"{path}: is a folder: name the files in it"
+    if isinstance(error, PermissionError):
+        return f"{path}: may not be read ({error.strerror}): give this user the right to read it"
+    return f"{path}: cannot be read ({error.strerror or error}): check the disk and the path"

@@ -1,0 +1,81 @@
+"""Read a data set of the Hugging Face hub row by row, without downloading it whole: hf://owner/name.
+
+The only place that imports `datasets`. Its failures have many types, and each is answered with the data set,
+what went wrong, and the way that always works: download the files and name them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from pyft.config import DataError
+from pyft.data.reading.files import HUB_PREFIX, DataFile
+from pyft.data.reading.tables import without_nulls
+
+
+def read_hub(file: DataFile) -> Iterator[tuple[Any, str | None]]:
+    """Read the rows of one split.
+
+    Args:
+        file: The data set, its configuration and split.
+
+    Yields:
+        tuple: A row, and no error.
+
+    Raises:
+        DataError: The data set cannot be found or reached.
+    """
+    import datasets
+
+    _check_name(file)
+    try:
+        rows = datasets.load_dataset(_name(file), file.name, split=file.split, streaming=True)
+        for row in rows:
+            yield {key: without_nulls(value) for key, value in row.items()}, None
+    except Exception as error:  # whatever its readers and the network raise: see the module's text
+        raise DataError(_describe(file, error)) from error
+
+
+def revision(file: DataFile) -> str:
+    """Name the version of a data set that is read now.
+
+    Args:
+        file: The data set.
+
+    Returns:
+        What `datasets` identifies it by, the commit on the hub included.
+
+    Raises:
+        DataError: It cannot be found or reached.
+    """
+    import datasets
+
+    _check_name(file)
+    try:
+        return str(datasets.load_dataset_builder(_name(file), file.name).hash)
+    except Exception as error:  # as above
+        raise DataError(_describe(file, error)) from error
+
+
+def _check_name(file: DataFile) -> None:
+    # `datasets` reads a folder of that name instead, whose changes its revision does not tell.
+    if os.path.exists(_name(file)):
+        raise DataError(
+            f"{file.path}: there is a folder {_name(file)} here, which would be read instead: name that "
+            "folder as the path, or go to another one"
+        )
+
+
+def _name(file: DataFile) -> str:
+    return file.path.removeprefix(HUB_PREFIX)
+
+
+def _describe(file: DataFile, error: Exception) -> str:
+    first_line = (str(error).strip().partition("\n")[0] or type(error).__name__).rstrip(".:")
+    which = f"{file.path} (name {file.name}, split {file.split})" if file.name else file.path
+    return (
+        f"{which}: the data set cannot be read ({first_line}): check its name and split and the network, or "
+        "download its files and name their folder"
+    )

@@ -1,0 +1,1 @@
+"""Rendered rows to ids and labels."""
