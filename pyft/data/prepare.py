@@ -69,7 +69,7 @@ def prepare(
     """Prepare the data of one stage.
 
     ConfigError is raised further down where the tokenizer or template does not fit the mode, or val_size does
-    not fit the data; DataError where a file or row cannot be used, or nothing is left to learn.
+    not fit the data.
 
     Args:
         stage: The stage.
@@ -79,6 +79,9 @@ def prepare(
 
     Returns:
         Batches, ledger, preview.
+
+    Raises:
+        DataError: A file or row cannot be used, or nothing is left to learn.
     """
     check_mode(stage, tokenizer, template)
     data, seed = stage.data, stage.train.seed
