@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +87,9 @@ class StreamSource:
             self._is_passing_over = self._next < index
             self._last = next(self._batches)
             self._next += 1
+        if self._next == self.num_batches:
+            # What still reads ahead, worker processes among it, ends here.
+            self._batches.close()
         assert self._last is not None
         return self._last
 
@@ -117,7 +120,7 @@ class StreamSource:
         if self._is_passing_over:
             self._poll()
 
-    def _make_batches(self) -> Iterator[Batch]:
+    def _make_batches(self) -> Generator[Batch, None, None]:
         settings = self._settings
         for number, (samples, num_rows) in enumerate(self._blocks()):
             lengths = [len(sample.input_ids) for sample in samples]

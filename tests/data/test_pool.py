@@ -35,7 +35,14 @@ class Orders:
 
 
 @pytest.fixture
-def make_pool():
+def workers():
+    """The worker processes that a test has started and that are alive."""
+    before = set(multiprocessing.active_children())
+    return lambda: [process for process in multiprocessing.active_children() if process not in before]
+
+
+@pytest.fixture
+def make_pool(workers):
     pools = []
 
     def make(num_workers: int, poll=lambda: None) -> WorkerPool:
@@ -45,7 +52,7 @@ def make_pool():
     yield make
     for pool in pools:
         pool.close()
-    assert not multiprocessing.active_children()
+    assert not workers()
 
 
 def is_alive(pid: int) -> bool:
@@ -122,7 +129,7 @@ def test_being_asked_to_stop_counts_for_more_than_a_lost_worker(make_pool):
         pool.receive()
 
 
-def test_what_poll_raises_ends_workers_in_the_middle_of_their_work(make_pool):
+def test_what_poll_raises_ends_workers_in_the_middle_of_their_work(make_pool, workers):
     polls = []
 
     def poll() -> None:
@@ -135,21 +142,21 @@ def test_what_poll_raises_ends_workers_in_the_middle_of_their_work(make_pool):
         pool.send("sleep 600", "")
     with pytest.raises(KeyboardInterrupt):
         pool.receive()
-    assert len(multiprocessing.active_children()) == 2
+    assert len(workers()) == 2
     pool.close()
-    assert not multiprocessing.active_children()
+    assert not workers()
 
 
-def test_signals_do_not_reach_workers_from_their_first_moment_on(make_pool):
+def test_signals_do_not_reach_workers_from_their_first_moment_on(make_pool, workers):
     pool = make_pool(2)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        for process in multiprocessing.active_children():
+        for process in workers():
             os.kill(process.pid, number)
     for _ in range(2):
         pool.send("sleep 0.1", "a")
     for _ in range(2):
         assert pool.receive().error == "sleep 0.1 a"
-    for process in multiprocessing.active_children():
+    for process in workers():
         os.kill(process.pid, signal.SIGTERM)
     pool.send("fine", "a")
     assert pool.receive().error == "fine a"

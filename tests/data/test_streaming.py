@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import re
 from collections import Counter
@@ -83,9 +84,15 @@ def test_every_row_once_before_any_comes_again(write_rows, run):
 def test_a_batch_depends_on_its_index_alone(write_rows, run, packing):
     path = write_rows(make_rows(100))
     settings = {"packing": packing, "train": {"per_device_train_batch_size": 3}}
-    one, two = run(path, **settings)[0].train, run(path, num_workers=2, **settings)[0].train
+    one = run(path, **settings)[0].train
     expected = batches_of(one)
+    before = set(multiprocessing.active_children())
+    two = run(path, num_workers=2, **settings)[0].train
+    assert two.batch(0, 0).input_ids[0].tolist() == expected[0]
+    assert len(set(multiprocessing.active_children()) - before) == 2
     assert batches_of(two) == expected
+    # With the last batch they have no more to do.
+    assert not set(multiprocessing.active_children()) - before
     # Resuming, going back, asking again.
     resumed = run(path, **settings)[0].train
     for index in (17, 18, 18, 3, 39, 0):
