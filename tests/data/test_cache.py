@@ -24,19 +24,22 @@ DAY_SECONDS = 86_400
 
 
 class Builder:
-    """Writes a store of one sample, and counts how often."""
+    """Writes a store of equal samples, and counts how often."""
 
-    def __init__(self, token: int = 7) -> None:
-        self.token, self.times = token, 0
+    def __init__(self, token: int = 7, num_samples: int = 1) -> None:
+        self.token, self.num_samples, self.times = token, num_samples, 0
 
     def __call__(self, folder: Path) -> dict:
         self.times += 1
+        count = self.num_samples
+        ids = np.array([self.token, 8, 9] * count, np.int32)
+        three, rows, lines = np.full(count, 3, np.int32), np.arange(count, dtype=np.int32), np.arange(count)
+        digests = np.zeros((count, 16), np.uint8)
         writer = StoreWriter(folder)
-        ids = np.array([self.token, 8, 9], np.int32)
-        three, row, line = np.array([3], np.int32), np.array([0], np.int32), np.array([1], np.int64)
-        digests = np.zeros((1, 16), np.uint8)
-        chunk = EncodedChunk(1, None, ids, ids, three, three, three, row, line, digests, digests)
-        writer.add(chunk, 0)
+        writer.add(
+            EncodedChunk(count, None, ids, ids, three, three, three, rows, lines, digests, digests),
+            0,
+        )
         writer.close()
         return {"rows": self.times}
 
@@ -95,10 +98,19 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def swap(path: Path) -> None:
+    other = path.with_name("other")
+    other.mkdir()
+    Builder(num_samples=50)(other)
+    (other / SAMPLES_NAME).replace(path)
+    shutil.rmtree(other)
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
         (SAMPLES_NAME, cut),
+        (SAMPLES_NAME, swap),
         (SAMPLES_NAME, os.unlink),
         (INDEX_NAME, cut),
         (INDEX_NAME, flip),

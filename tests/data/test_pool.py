@@ -12,7 +12,7 @@ from collections import Counter
 
 import pytest
 
-from pyft.config import DataError
+from pyft.config import DataError, Interrupted
 from pyft.data.pool import TASKS_PER_WORKER, WorkerPool
 from pyft.data.worker import EncodedChunk
 
@@ -115,17 +115,18 @@ def test_a_worker_that_ends_by_itself_is_told(make_pool, num_good):
         pool.receive()
 
 
-def test_being_asked_to_stop_counts_for_more_than_a_lost_worker(make_pool):
+def test_being_asked_to_stop_counts_for_more_than_a_lost_worker(make_pool, workers):
     is_asked = False
 
     def poll() -> None:
         if is_asked:
-            raise KeyboardInterrupt
+            raise Interrupted(signal.SIGTERM)
 
     pool = make_pool(1, poll)
     pool.send("exit 9", "")
+    workers()[0].join()
     is_asked = True
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         pool.receive()
 
 
@@ -135,12 +136,12 @@ def test_what_poll_raises_ends_workers_in_the_middle_of_their_work(make_pool, wo
     def poll() -> None:
         polls.append(1)
         if len(polls) > 2:
-            raise KeyboardInterrupt
+            raise Interrupted(signal.SIGTERM)
 
     pool = make_pool(2, poll)
     for _ in range(4):
         pool.send("sleep 600", "")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         pool.receive()
     assert len(workers()) == 2
     pool.close()

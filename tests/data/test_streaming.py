@@ -6,11 +6,12 @@ import json
 import multiprocessing
 import random
 import re
+import signal
 from collections import Counter
 
 import pytest
 
-from pyft.config import DataError
+from pyft.config import DataError, Interrupted
 from pyft.data import prepare as prepare_module
 from pyft.data import sources, streaming
 from pyft.data.encode import load_tokenizer
@@ -177,17 +178,17 @@ def test_a_signal_ends_the_passing_over_but_not_a_step(write_rows, run):
 
     def poll() -> None:
         if is_asked:
-            raise KeyboardInterrupt
+            raise Interrupted(signal.SIGTERM)
 
-    path = write_rows(make_rows(200))
+    path = write_rows(make_rows(20))
     prepared, _ = run(path, poll=poll)
     first = prepared.train.batch(0, 0)
     is_asked = True
-    # One after another, as a run takes them, however far they are read.
+    # One after another, as a run takes them, however often the file is read again.
     again = [prepared.train.batch(0, index) for index in range(prepared.train.num_batches)]
     assert again[0].input_ids.tolist() == first.input_ids.tolist()
     is_asked = False
     resumed = run(path, poll=poll)[0].train
     is_asked = True
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         resumed.batch(0, 39)
