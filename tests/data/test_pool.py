@@ -8,30 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 
 import pytest
+from worker_orders import Orders
 
 from pyft.config import DataError, Interrupted
 from pyft.data.pool import TASKS_PER_WORKER, WorkerPool
-from pyft.data.worker import EncodedChunk
-
-
-class Orders:
-    """In place of an encoder: does what the chunk says."""
-
-    def encode(self, chunk: str, format: str) -> EncodedChunk:
-        verb, _, rest = chunk.partition(" ")
-        if verb == "sleep":
-            time.sleep(float(rest))
-        elif verb == "exit":
-            os._exit(int(rest))
-        elif verb == "raise":
-            raise ZeroDivisionError(rest)
-        elif verb == "modules":
-            loaded = Counter(name for name in ("torch", "transformers") if name in sys.modules)
-            return EncodedChunk(os.getpid(), unused=loaded)
-        return EncodedChunk(os.getpid(), error=f"{chunk} {format}")
 
 
 @pytest.fixture
@@ -167,7 +149,7 @@ def test_signals_do_not_reach_workers_from_their_first_moment_on(make_pool, work
 
 PARENT = """
 import multiprocessing, sys, time
-from test_pool import Orders
+from worker_orders import Orders
 from pyft.data.pool import WorkerPool
 if __name__ == "__main__":
     pool = WorkerPool(Orders(), 2, lambda: None)
@@ -184,7 +166,7 @@ def test_workers_end_with_their_parent(tmp_path, how):
     """One that ends with its workers at work, and one that is killed."""
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, str(script), how]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         pids = [int(pid) for pid in process.stdout.readline().split()]

@@ -1,0 +1,27 @@
+"""An encoder for tests of worker processes, in a module that they can import however pytest was started."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+
+from pyft.data.worker import EncodedChunk
+
+
+class Orders:
+    """In place of an encoder: does what the chunk says."""
+
+    def encode(self, chunk: str, format: str) -> EncodedChunk:
+        verb, _, rest = chunk.partition(" ")
+        if verb == "sleep":
+            time.sleep(float(rest))
+        elif verb == "exit":
+            os._exit(int(rest))
+        elif verb == "raise":
+            raise ZeroDivisionError(rest)
+        elif verb == "modules":
+            loaded = Counter(name for name in ("torch", "transformers") if name in sys.modules)
+            return EncodedChunk(os.getpid(), unused=loaded)
+        return EncodedChunk(os.getpid(), error=f"{chunk} {format}")
