@@ -23,7 +23,7 @@ from typing import Any
 from pyft.config import ConfigError
 from pyft.data.chat.builtin import BUILTIN_TEMPLATES, BuiltinTemplate
 from pyft.data.chat.masks import check_kept, find_end_mark, find_prompt_ends, find_spans, trim_span
-from pyft.data.chat.probes import check_marks, find_written, places_tools
+from pyft.data.chat.probes import check_marks, find_written, places_reasoning, places_tools
 from pyft.data.chat.rendering import (
     MAX_PLACEHOLDERS,
     Frame,
@@ -90,6 +90,13 @@ class ChatTemplate:
         self._set_controls()
 
     @cached_property
+    def supports_reasoning(self) -> bool:
+        """Whether a `reasoning_content` has a place in it; the built-in ones have none."""
+        if self.prompt_is_prefix:
+            return False
+        return places_reasoning(lambda messages: self._render_text(messages, (), False)[0])
+
+    @cached_property
     def supports_tools(self) -> bool:
         """Whether tools, calls and what tools answer have a place in it."""
         return places_tools(lambda messages, tools: self._render_text(messages, tools, False)[0])
@@ -114,6 +121,10 @@ class ChatTemplate:
         uses_tools = bool(tools) or any(turn.tool_calls or turn.role == "tool" for turn in messages)
         if uses_tools and not self.supports_tools:
             raise TemplateFailure(f"it has no place for tools, {_WITH_TOOLS} have")
+        if any(turn.reasoning_content for turn in messages) and not self.supports_reasoning:
+            raise TemplateFailure(
+                "it has no place for reasoning_content, which can stand in the content as <think> .. </think>"
+            )
         if self.prompt_is_prefix and not uses_tools:
             frame = self._get_frame(tuple(turn.role for turn in messages), add_generation_prompt)
             if frame is not None:

@@ -1,9 +1,10 @@
 """Try somebody else's template on conversations made of placeholders: does it mark what it should, which
-tokens does it write itself, has it a place for tools?"""
+tokens does it write itself, has it a place for tools and for thinking?"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from pyft.data.chat.masks import find_prompt_ends, trim_span
 from pyft.data.chat.rendering import Rendered, Span, Tools, placeholders
@@ -87,6 +88,21 @@ def find_written(render: Callable[[Sequence[Message]], Rendered], tokens: Iterab
     ends = [*(start for start, _ in whole.spans), len(whole.text)]
     around = "\n".join(whole.text[start:end] for start, end in zip(starts, ends, strict=True))
     return {token for token in tokens if token in around and not token.isspace() and not token.isalnum()}
+
+
+def places_reasoning(render: Callable[[Sequence[Message]], str]) -> bool:
+    """Find out whether a template writes what an answer's `reasoning_content` says.
+
+    Args:
+        render: Renders a conversation.
+
+    Returns:
+        Whether it is in what it renders.
+    """
+    try:
+        return _RESULT in render([_TALK[0], replace(_TALK[1], reasoning_content=_RESULT)])
+    except TemplateFailure:
+        return False
 
 
 def places_tools(render: Callable[[Sequence[Message], Tools], str]) -> bool:

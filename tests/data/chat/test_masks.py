@@ -114,6 +114,19 @@ def test_thinking_between_calls_is_kept_before_the_next_question(bpe):
     assert whole.prompt_ends == tuple(start for start, _ in whole.spans)
 
 
+@pytest.mark.parametrize("source", [None, QWEN2, QWEN3])
+def test_reasoning_has_a_place_or_is_refused(bpe, source):
+    template = ChatTemplate("own", source, bpe, None) if source else get_template("chatml", bpe)
+    talk = [QUESTIONS[0], Message("assistant", "a1", reasoning_content="hm")]
+    assert template.supports_reasoning == (source == QWEN3)
+    if source == QWEN3:
+        whole = template.render(talk)
+        assert whole.text[slice(*whole.spans[0])] == "<think>\nhm\n</think>\n\na1<|im_end|>"
+        return
+    with pytest.raises(TemplateFailure, match="no place for reasoning_content"):
+        template.render(talk)
+
+
 def test_a_rewritten_history_gets_the_labels_of_what_is_rendered(bpe):
     # With a second question the thinking of the first steps is gone, and the second step's prompt, which had
     # it, is no prefix any more.
