@@ -127,7 +127,7 @@ def _detect(records: Sequence[Record], columns: Mapping[str, str], on_bad_record
     first = next(iter(votes), None)
     for record, value, name in zip(records, values, found, strict=True):
         if name is None:
-            raise DataError(f"{record.source}: {describe_unknown(value)}")
+            raise DataError(f"{record.source}: {describe_unknown(value, columns)}")
         if name != first:
             raise DataError(
                 f"{record.source}: this row is {name}, the rows before it are {first}: "

@@ -21,10 +21,18 @@ import numpy as np
 from pyft.data.selection import Selection
 
 DROP_REASONS = ("nooutput", "no_trained_tokens", "overlong", "not_sampled", "bad_record")
-TALLIES = ("turns_cut", "rows_split", "rows_truncated", "prompt_differs", "rejected_unused")
+TALLIES = (
+    "turns_cut",
+    "turns_shortened",
+    "rows_split",
+    "rows_truncated",
+    "prompt_differs",
+    "rejected_unused",
+)
 _PERCENTILES = (50, 90, 99)
 _LABELS = {
     "turns_cut": "turns cut (after the last answer)",
+    "turns_shortened": "turns without their thinking or name",
     "rows_split": "rows split into windows",
     "rows_truncated": "rows truncated",
     "prompt_differs": "rows whose prompt reads differently",
@@ -32,7 +40,7 @@ _LABELS = {
     "duplicates": "validation samples also trained on",
 }
 # Lines of the table that most recipes have no use for.
-_SHOWN_WHEN_ANY = {"not_sampled", "bad_record", "rows_truncated", "rejected_unused"}
+_SHOWN_WHEN_ANY = {"not_sampled", "bad_record", "rows_truncated", "rejected_unused", "turns_shortened"}
 
 
 @dataclass

@@ -89,7 +89,8 @@ def prepare(
     counts = Counts()
     sources = _prepare_sources(reader, data.train, counts)
     if not sum(len(source.store) for source in sources):
-        raise DataError(describe_nothing_left(data.train, counts, data.max_length))
+        errors = [error for source in sources for error in source.content["errors"]]
+        raise DataError(describe_nothing_left(data.train, counts, data.max_length, errors))
     if template is not None and stage.mode == "sft" and data.train_on_eot:
         _check_stop(sources, template)
     set_aside = _prepare_sources(reader, data.validation, counts)
@@ -169,7 +170,10 @@ def _check_stop(sources: Sequence[PreparedSource], template: ChatTemplate) -> No
     tallies = [source.content["tally"] for source in sources]
     if not any(tally.get("rows_with_end") for tally in tallies):
         num_truncated = sum(tally.get("rows_truncated", 0) for tally in tallies)
-        raise ConfigError(describe_no_stop(template, num_truncated))
+        formats = {
+            file["format"]["name"] for source in sources for file in source.content["files"] if file["format"]
+        }
+        raise ConfigError(describe_no_stop(template, num_truncated, is_tokenized=formats == {"tokenized"}))
 
 
 def _split(
@@ -196,11 +200,17 @@ def _repeat(
     """See the rows of each source `weight` times: the whole part for all, the rest for a seeded share."""
     if all(source.weight == 1 for source in sources):
         return train
-    times = []
+    learned = np.unique(train.rows)
+    times = np.empty(sum(len(own.store.row_digests) for own in prepared), np.int64)
+    first = 0
     for source, own in zip(sources, prepared, strict=True):
-        share = rank_rows(own.store.row_digests, seed + 1) / 2.0**64
-        times.append(int(source.weight) + (share < source.weight % 1))
-    each = np.concatenate(times)[train.rows]
+        digests = own.store.row_digests
+        rows = learned[(learned >= first) & (learned < first + len(digests))]
+        ranked = rows[np.argsort(rank_rows(digests[rows - first], seed + 1), kind="stable")]
+        times[rows] = int(source.weight)
+        times[ranked[: round(source.weight % 1 * len(rows))]] += 1
+        first += len(digests)
+    each = times[train.rows]
     counts.dropped["not_sampled"] += len(np.unique(train.rows[each == 0]))
     counts.tally["tokens_cut"] += int(train.lengths[each == 0].sum())
     counts.tokens_repeated = int((train.lengths * np.maximum(each - 1, 0)).sum())

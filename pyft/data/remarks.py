@@ -11,13 +11,16 @@ from pyft.data.ledger import Counts
 from pyft.data.templates import ChatTemplate
 
 
-def describe_nothing_left(sources: Sequence[DataSource], counts: Counts, max_length: int | None) -> str:
+def describe_nothing_left(
+    sources: Sequence[DataSource], counts: Counts, max_length: int | None, errors: Sequence[str]
+) -> str:
     """Say why no row is left to train on.
 
     Args:
         sources: Where the rows came from.
         counts: What became of them.
         max_length: data.max_length.
+        errors: Why rows cannot be used, of the first of those that were skipped.
 
     Returns:
         `what (where): how to mend it`.
@@ -25,6 +28,8 @@ def describe_nothing_left(sources: Sequence[DataSource], counts: Counts, max_len
     names = ", ".join(source.path for source in sources)
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.dropped.items() if count)
     mend = "give at least one row with an answer that is trained"
+    if errors:
+        mend = f"mend them, first {errors[0]}"
     if counts.dropped["overlong"]:
         mend = (
             f"raise data.max_length (now {max_length}; the longest row has {counts.longest_dropped} tokens)"
@@ -32,12 +37,13 @@ def describe_nothing_left(sources: Sequence[DataSource], counts: Counts, max_len
     return f"{names}: none of the {counts.rows_read} rows is left to train on (dropped: {reasons}): {mend}"
 
 
-def describe_no_stop(template: ChatTemplate, num_truncated: int) -> str:
+def describe_no_stop(template: ChatTemplate, num_truncated: int, *, is_tokenized: bool) -> str:
     """Say that nothing teaches the model to stop.
 
     Args:
         template: The template.
         num_truncated: Rows that lost their end.
+        is_tokenized: All rows came as ids.
 
     Returns:
         `what (where): how to mend it`.
@@ -47,6 +53,12 @@ def describe_no_stop(template: ChatTemplate, num_truncated: int) -> str:
             f"all {num_truncated} rows that are left lost their end, so the model would never learn to stop "
             "(data.overlong, data.max_length): raise max_length, write overlong: drop, or write "
             "data.train_on_eot: false if that is meant"
+        )
+    if is_tokenized:
+        return (
+            f"no row learns {template.end_mark}, with which template {template.name} ends an answer, so the "
+            "model would never stop (data.train): put its id into input_ids and labels at the end of each "
+            "answer, or write data.train_on_eot: false if that is meant"
         )
     return (
         f"template {template.name} leaves {template.end_mark} out of what is learned, so the model would "
@@ -76,6 +88,11 @@ def describe_ledger(ledger: dict[str, Any], val_size: float) -> list[str]:
     if ledger["rejected_unused"]:
         notes.append(
             f"{ledger['rejected_unused']} rejected answers are not learned: mode sft learns the chosen ones"
+        )
+    if ledger["turns_shortened"]:
+        notes.append(
+            f"{ledger['turns_shortened']} turns lose their thinking or their speaker's name: the chat "
+            "template does not write it there"
         )
     if ledger["prompt_differs"]:
         notes.append(

@@ -66,3 +66,5 @@ class EncodedRow:
     """Tokens of the longest sample, before anything was cut from it."""
     rejected_unused: int = 0
     """Rejected answers, of which nothing is learned here."""
+    turns_shortened: int = 0
+    """Turns of which the template left out the thinking or the speaker's name."""

@@ -127,6 +127,7 @@ class _Builder:
         tally["rows_truncated"] += bool(row.tokens_cut) and len(row.samples) == 1
         tally["prompt_differs"] += row.prompt_differs
         tally["rejected_unused"] += row.rejected_unused
+        tally["turns_shortened"] += row.turns_shortened
         tally["rows_with_end"] += any(not self._end_ids.isdisjoint(sample.labels) for sample in row.samples)
         if row.cut_text:
             result.cut_texts[len(self._samples) + len(row.samples) - 1] = row.cut_text

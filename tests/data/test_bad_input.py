@@ -5,6 +5,7 @@ The good rows of the same files show that what is refused is the bad one alone.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -183,10 +184,32 @@ def test_places_where_nothing_is(command, fail):
         assert message in fail(3)
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may read everything")
-def test_a_file_that_may_not_be_read(command, fail):
-    command.write("data.jsonl", between(line(GOOD[0]))).chmod(0)
-    assert "may not be read" in fail(3)
+def test_a_file_that_may_not_be_read(command, fail, monkeypatch):
+    path = command.write("data.jsonl", between(line(GOOD[0])))
+    system_open = open
+
+    def refuse(file, *arguments, **options):
+        # The superuser may read everything, whatever the file's mode.
+        if str(file) == str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return system_open(file, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert f"{path}: may not be read (Permission denied)" in fail(3)
+
+
+def test_ids_that_never_end(command, fail):
+    command.write("data.jsonl", line({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}) + b"\n")
+    text = fail(2, prepared=True)
+    assert "no row learns <|endoftext|>, with which template default ends an answer" in text
+    assert "input_ids and labels" in text and "generation" not in text
+
+
+def test_rows_that_were_all_skipped_say_why(command, fail):
+    path = command.write("data.jsonl", line(GOOD[0]) + b"\n")
+    text = fail(3, "data.max_length=4", "data.overlong=error", "data.on_bad_record=skip", prepared=True)
+    assert f"(dropped: bad_record 1): mend them, first {path}:1: the row has" in text
+    assert "data.max_length 4: raise it" in text
 
 
 def test_all_rows_too_long(command, fail):

@@ -82,6 +82,16 @@ def test_unknown_keys_name_the_nearest_format(write_rows, row, nearest, missing)
     assert f"formats read: {', '.join(FORMATS)}" in message
 
 
+def test_a_pair_under_other_names_is_told_the_columns_to_write(write_rows):
+    message = fail(write_rows, [{"id": 1, "question": "a", "answer": "b"}])
+    assert "write columns: {query: question, response: answer} (formats read" in message
+
+
+def test_a_list_of_rows_on_one_line_is_told_to_be_split(write_rows):
+    message = fail(write_rows, [{"data": [{"instruction": "a", "output": "b"}]}])
+    assert message == "1: the row holds a list of rows under data: write each of them on a line of its own"
+
+
 @pytest.mark.parametrize("at", [1, 2, 99, 100, 101, 250])
 def test_a_row_of_another_format_at_any_line(write_rows, at):
     rows: list = [{"text": "a"}] * 300

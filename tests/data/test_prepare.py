@@ -129,6 +129,21 @@ def test_split_does_not_depend_on_the_order_of_rows(write_rows, run):
     }
 
 
+@pytest.mark.parametrize("weight", [0.5, 2, 1.3])
+def test_a_weight_is_kept_to_the_row(write_rows, run, weight):
+    path, other = write_rows(make_rows(80), "a.jsonl"), write_rows(make_rows(40, 1), "b.jsonl")
+    train = [{"path": str(path), "weight": weight}, {"path": str(other)}]
+    prepared = run(path, data={"train": train, "val_size": 0.1})
+    held_out = {sample.source for sample in prepared.validation_samples}
+    assert len(held_out) == len(prepared.validation_samples) == 12
+    times = Counter(sample.source for sample in prepared.train_samples)
+    assert not held_out & times.keys()
+    own = [times[line] for number in range(1, 81) if (line := f"{path}:{number}") not in held_out]
+    more = round(weight % 1 * len(own))
+    assert Counter(own) == +Counter({int(weight): len(own) - more, int(weight) + 1: more})
+    assert sum(times.values()) - sum(own) == 40 - sum(line.startswith(str(other)) for line in held_out)
+
+
 @pytest.mark.parametrize(
     ("val_size", "count", "expected"),
     [(0, 10, 0), (0.5, 10, 5), (0.01, 10, 1), (0.99, 2, 1), (3, 10, 3), (0.5, 1, 0), (9, 10, 9)],

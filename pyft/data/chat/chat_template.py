@@ -17,12 +17,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from pyft.config import ConfigError
 from pyft.data.chat.builtin import BUILTIN_TEMPLATES, BuiltinTemplate
-from pyft.data.chat.masks import check_kept, find_end_mark, find_prompt_ends, find_spans, trim_span
+from pyft.data.chat.masks import (
+    check_kept,
+    count_shortened,
+    find_end_mark,
+    find_prompt_ends,
+    find_spans,
+    trim_span,
+)
 from pyft.data.chat.probes import check_marks, find_written, places_reasoning, places_tools
 from pyft.data.chat.rendering import (
     MAX_PLACEHOLDERS,
@@ -128,15 +136,19 @@ class ChatTemplate:
         if self.prompt_is_prefix and not uses_tools:
             frame = self._get_frame(tuple(turn.role for turn in messages), add_generation_prompt)
             if frame is not None:
-                return frame.fill([turn.content for turn in messages], self._controls)
+                filled = frame.fill([turn.content for turn in messages], self._controls)
+                num_named = sum(bool(turn.name) for turn in messages)
+                return replace(filled, turns_shortened=num_named) if num_named else filled
         held, held_tools, spellings = hold_back(messages, tools, self._controls)
         text, spans = self._render_text(held, held_tools, add_generation_prompt)
         if add_generation_prompt:
             return put_back(text, (), (), spellings)
         if self.prompt_is_prefix:
-            return put_back(text, spans, [start for start, _ in spans], spellings)
-        spans, prompt_ends = self._find_learned(held, held_tools, text, spans)
-        return put_back(text, spans, prompt_ends, spellings)
+            prompt_ends: Sequence[int | None] = [start for start, _ in spans]
+        else:
+            spans, prompt_ends = self._find_learned(held, held_tools, text, spans)
+        whole = put_back(text, spans, prompt_ends, spellings)
+        return replace(whole, turns_shortened=count_shortened(held, text))
 
     def encode_prompt(
         self, tokenizer: Any, messages: Iterable[Message | dict[str, Any]], tools: Tools = ()

@@ -128,6 +128,27 @@ def check_kept(messages: Sequence[Message], text: str) -> None:
             raise TemplateFailure(f"it leaves out the {message.role} text of turn {index + 1}")
 
 
+def count_shortened(messages: Sequence[Message], text: str) -> int:
+    """Count the turns of which a template leaves out the thinking or the speaker's name.
+
+    Args:
+        messages: The conversation.
+        text: What it renders to.
+
+    Returns:
+        How many. The name of a tool is not missed: the call before it has it.
+    """
+    return sum(not all(part in text for part in _list_omissible(message)) for message in messages)
+
+
+def _list_omissible(message: Message) -> list[str]:
+    parts = [message.name] if message.name and message.role != "tool" else []
+    if message.role == "assistant":
+        lead, _, thought = message.content.rpartition("</think>")[0].partition("<think>")
+        parts += [part.strip() for part in (lead, thought, message.reasoning_content or "")]
+    return parts
+
+
 def trim_span(text: str, span: Span, end_mark: str) -> Span:
     """Leave out blanks that a template's marks enclose after the end mark: nothing after it is learned.
 

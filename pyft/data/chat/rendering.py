@@ -38,12 +38,14 @@ class Rendered:
 
     `spans` are what is learned, one per assistant turn; `prompt_ends` for each of them the end of the prompt
     as chat would send it, None where that is no prefix of the text; `literals` spell control tokens.
+    `turns_shortened` are turns of which the template left out the thinking or the speaker's name.
     """
 
     text: str
     spans: tuple[Span, ...]
     literals: tuple[Span, ...]
     prompt_ends: tuple[int | None, ...] = ()
+    turns_shortened: int = 0
 
     @property
     def spelled(self) -> SpelledText:
@@ -99,9 +101,10 @@ class Frame:
         grown = list(accumulate(map(len, contents), initial=0))
         spans = tuple((start + grown[before], end + grown[upto]) for before, start, upto, end in self.borders)
         literals: list[Span] = []
+        written = list(accumulate(map(len, self.pieces)))
         for index, content in enumerate(contents):
             if controls.search(content):
-                start = grown[index] + sum(map(len, self.pieces[: index + 1]))
+                start = grown[index] + written[index]
                 literals += ((start + m.start(), start + m.end()) for m in controls.finditer(content))
         return Rendered("".join(pieces), spans, tuple(literals), tuple(start for start, _ in spans))
 

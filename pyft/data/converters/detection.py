@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from pyft.data.converters.registry import FORMATS, REQUIRED_KEYS
 from pyft.data.reading.json_lines import json_type
 
 _ASSISTANTS = ("assistant", "gpt", "function_call")
+# What files call the two sides of a pair.
+_QUESTIONS = ("question", "instruction", "prompt", "query", "input", "user", "human")
+_ANSWERS = ("answer", "output", "response", "completion", "assistant", "gpt")
 
 
 def detect_record(value: Any) -> str | None:
@@ -60,11 +64,12 @@ def _ends_with_answer(turns: list[Any]) -> bool:
     return isinstance(last, dict) and last.get("role", last.get("from")) in _ASSISTANTS
 
 
-def describe_unknown(value: Any) -> str:
+def describe_unknown(value: Any, columns: Mapping[str, str]) -> str:
     """Say why a record has no known format.
 
     Args:
-        value: The decoded record.
+        value: The decoded record, its keys renamed.
+        columns: What renamed them: {a format's key: the file's key}.
 
     Returns:
         `what: how to mend it`.
@@ -73,20 +78,30 @@ def describe_unknown(value: Any) -> str:
         return f"the row is {json_type(value)}, not an object: each row is an object such as {{'text': '..'}}"
     if not value:
         return "the row is an empty object: fill it or delete it"
-    found = ", ".join(map(str, value))
+    found = ", ".join(str(columns.get(key, key)) for key in value)
     if {"role", "content"} <= value.keys():
         return (
             f"the row is a single message (keys {found}), not a conversation: "
             'put a conversation\'s messages in one row, {"messages": [..]}'
         )
+    rows = next(iter(value.values()))
+    if len(value) == 1 and isinstance(rows, list) and rows and detect_record(rows[0]):
+        return f"the row holds a list of rows under {found}: write each of them on a line of its own"
     nearest, missing = _nearest_format(value)
+    pair = [next((key for key in names if key in value), None) for names in (_QUESTIONS, _ANSWERS)]
+    if len(missing) == len(REQUIRED_KEYS[nearest]) and None not in pair:
+        return (
+            f"no known format fits the keys {found}: if a question and its answer are among them, write "
+            f"columns: {{query: {pair[0]}, response: {pair[1]}}} (formats read: {', '.join(FORMATS)})"
+        )
     if not missing:
         return (
             f"no known format fits the keys {found}: nearest is {nearest}, whose "
             f"{REQUIRED_KEYS[nearest][0]!r} is not what that format holds: see data.train[].format"
         )
+    lacks = ", ".join(columns.get(key, key) for key in missing)
     return (
-        f"no known format fits the keys {found}: nearest is {nearest}, which lacks {', '.join(missing)}: "
+        f"no known format fits the keys {found}: nearest is {nearest}, which lacks {lacks}: "
         f"rename the keys, or name them under columns (formats read: {', '.join(FORMATS)})"
     )
 

@@ -104,6 +104,7 @@ class ConversationEncoder:
         counts = {
             "turns_cut": len(messages) - len(kept),
             "rejected_unused": int(row.rejected is not None),
+            "turns_shortened": whole.turns_shortened,
         }
         if len(kept) < len(messages):
             counts["cut_text"] = self._render_rest(whole.text, messages, len(kept), row.tools)
@@ -122,7 +123,10 @@ class ConversationEncoder:
         return "\n".join(message.content for message in messages[num_kept:])
 
     def _describe(self, row: Row, failure: TemplateFailure) -> str:
-        return f"{row.source}: template {self._template.name} refuses the row: {failure}: mend the row"
+        return (
+            f"{row.source}: template {self._template.name} refuses the row: {failure}: "
+            "mend the row, or name another template (model.template)"
+        )
 
     def _label(self, plan: _Plan, row: Encoded, leading: Iterator[int | None]) -> EncodedRow:
         ids = row.ids

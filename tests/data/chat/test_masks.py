@@ -127,6 +127,22 @@ def test_reasoning_has_a_place_or_is_refused(bpe, source):
         template.render(talk)
 
 
+def test_turns_that_lose_their_thinking_or_name_are_counted(bpe):
+    thought = Message("assistant", "<think>\nhm\n</think>\n\na1")
+    named = Message("user", "q2", name="Li")
+    last = Message("assistant", "a2", reasoning_content="so")
+    qwen3, own = ChatTemplate("own", QWEN3, bpe, None), get_template("chatml", bpe)
+    # Thinking before the last question is gone, and nobody's name is written.
+    assert qwen3.render([*QUESTIONS[:1], thought]).turns_shortened == 0
+    assert qwen3.render([*QUESTIONS[:1], thought, Message("user", "q2"), last]).turns_shortened == 1
+    assert qwen3.render([*QUESTIONS[:1], thought, named, last]).turns_shortened == 2
+    # A built-in template writes contents as they are.
+    assert own.render([*QUESTIONS[:1], thought, named, Message("assistant", "a2")]).turns_shortened == 1
+    calls = ({"type": "function", "function": {"name": "f", "arguments": {}}},)
+    answered = [Message("assistant", "", tool_calls=calls), Message("tool", "1", name="f")]
+    assert own.render([*QUESTIONS[:1], *answered, Message("assistant", "a2")]).turns_shortened == 0
+
+
 def test_a_rewritten_history_gets_the_labels_of_what_is_rendered(bpe):
     # With a second question the thinking of the first steps is gone, and the second step's prompt, which had
     # it, is no prefix any more.

@@ -256,7 +256,7 @@ def test_whatever_stands_in_a_row_is_converted_or_refused(name):
     for row in WHOLE_ROWS[name]:
         for odd in with_one_odd(row):
             if detect_record(odd) is None:
-                assert ": " in describe_unknown(odd)
+                assert ": " in describe_unknown(odd, {})
             try:
                 assert isinstance(convert(odd, "source", Counter()), Row)
             except (RowError, LeaveOut) as error:
