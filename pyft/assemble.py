@@ -23,6 +23,7 @@ from pyft.model.load import (
     check_positions,
     check_vocabulary,
     enable_gradient_checkpointing,
+    fit_vocabulary,
     load_model,
 )
 from pyft.model.trained import folder_digest
@@ -85,6 +86,8 @@ def build_model(
         model = load_model(
             base, quantization=settings.quantization, double_quant=settings.double_quant, **common
         )
+    if stage.adapter is None:
+        fit_vocabulary(model, len(tokenizer))
     check_vocabulary(model, len(tokenizer))
     check_positions(model, data.longest)
     check_isolation(model)

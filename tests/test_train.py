@@ -320,3 +320,23 @@ def test_nan_in_the_base_is_named_before_the_first_step(tmp_path: Path, chats: P
     assert done.returncode == 6
     assert "model.layers.1.mlp.up_proj.weight" in done.stderr
     assert not (tmp_path / "run" / "trainer_log.jsonl").exists() or not rows(tmp_path / "run")
+
+
+def test_a_tokenizer_longer_than_the_embedding(tmp_path, chats):
+    """Full fine-tuning adds the rows, resumes with them and saves them; an adapter's base is left alone."""
+    base = tmp_path / "short"
+    saved_model(base, "llama", vocab_size=256)
+    byte_tokenizer(base)
+    path = recipe(tmp_path, base, chats)
+    result = train(path)
+    assert result.returncode == 2 and "embedding only 256" in result.stderr
+    full = ("adapter=null", "model.quantization=null")
+    first = train(path, *full, "train.max_steps=4", fault="kill_before_rotate@2")
+    assert first.returncode == -signal.SIGKILL and "grows from 256 to 259 rows" in first.stderr
+    result = train(path, *full, "train.max_steps=4")
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "run"
+    assert load_file(run / "model.safetensors")["model.embed_tokens.weight"].shape[0] == 259
+    assert json.loads((run / "config.json").read_text())["vocab_size"] == 259
+    command = [sys.executable, "-m", "pyft.chat", str(run), "--prompt", "1+1?", "--max-new-tokens", "2"]
+    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0

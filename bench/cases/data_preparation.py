@@ -4,7 +4,8 @@ pyft's time is that of all it does with a file: reading, checking, writing the c
 are in it. TRL's is that of `SFTTrainer`'s own preparation with `assistant_only_loss`, on rows that are in
 memory already, with a process for each core. All have the same rows, tokenizer, template and cores, and find
 nothing prepared before. pyft picks its own way to use the cores: for small files threads of the tokenizer in
-place of processes, which are timed beside it.
+place of processes, which are timed beside it. "rows to labels" is the part that TRL's time is of: converting,
+rendering, tokenising and labelling rows that are in memory.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -27,8 +29,10 @@ from chat_rows import Turns
 from timing import Case
 
 from pyft.config import Stage, load_recipe
-from pyft.data.encode import build_tokenizer, load_tokenizer
+from pyft.data.converters.registry import CONVERTERS
+from pyft.data.encode import RowEncoder, build_tokenizer, load_tokenizer
 from pyft.data.prepare import prepare
+from pyft.data.samples import EncodeOptions
 from pyft.data.templates import get_template
 
 DTYPES = ("text",)
@@ -71,6 +75,7 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
     contenders = {
         "pyft": _pyft(data, tokenizer, None, folder),
         f"pyft, {cores} workers": _pyft(data, tokenizer, cores, folder),
+        "pyft, rows to labels": _rows_to_labels(rows, tokenizer),
     }
     trl = peers.trl()
     if trl is not None:
@@ -126,12 +131,29 @@ def _pyft(data: Path, tokenizer: Any, num_workers: int | None, folder: Path) -> 
     template = get_template(TEMPLATE, tokenizer)
 
     def run() -> Any:
-        # `datasets` switches the tokenizer's threads off for its processes, and leaves them off in this one.
-        os.unsetenv("TOKENIZERS_PARALLELISM")
+        _let_tokenizer_use_threads()
         stage = _read_stage(data, num_workers, Path(tempfile.mkdtemp(dir=folder)))
         return prepare(stage, tokenizer, template)
 
     return run
+
+
+def _rows_to_labels(rows: list[Turns], tokenizer: Any) -> Callable[[], Any]:
+    encoder = RowEncoder(
+        tokenizer, get_template(TEMPLATE, tokenizer), EncodeOptions("sft", max_length=_MAX_LENGTH)
+    )
+
+    def run() -> Any:
+        _let_tokenizer_use_threads()
+        unused: Counter[str] = Counter()
+        return encoder.encode([CONVERTERS["messages"]({"messages": turns}, "", unused) for turns in rows])
+
+    return run
+
+
+def _let_tokenizer_use_threads() -> None:
+    """`datasets` switches them off for its processes, and leaves them off in this one."""
+    os.unsetenv("TOKENIZERS_PARALLELISM")
 
 
 def _read_stage(data: Path, num_workers: int | None, cache_dir: Path) -> Stage:
@@ -212,9 +234,10 @@ def _label_by_hand(turns: Turns, tokenizer: Any) -> Labelled:
 
 
 def _as_lists(name: str, result: Any) -> Iterable[Labelled]:
-    if name != "trl":
-        return [(list(sample.input_ids), list(sample.labels)) for sample in result.samples_in_order]
-    return zip(result["input_ids"], result["labels"], strict=True)
+    if name == "trl":
+        return zip(result["input_ids"], result["labels"], strict=True)
+    samples = [row.samples[0] for row in result] if isinstance(result, list) else result.samples_in_order
+    return [(list(sample.input_ids), list(sample.labels)) for sample in samples]
 
 
 def _compare(expected: list[Labelled], found: Iterable[Labelled]) -> str | None:

@@ -100,8 +100,32 @@ def check_vocabulary(model: PreTrainedModel, num_tokens: int) -> None:
     if num_tokens > rows:
         raise ConfigError(
             f"the tokenizer has {num_tokens} entries, the model's embedding only {rows} (model.tokenizer): "
-            "take the tokenizer that belongs to the model, or resize and save the model first"
+            "take the tokenizer that belongs to the model, or first save the model with "
+            f"resize_token_embeddings({num_tokens}), which whatever is trained on it then fits"
         )
+
+
+def fit_vocabulary(model: PreTrainedModel, num_tokens: int) -> None:
+    """Give a model whose embedding trains a row for each entry of the tokenizer: the mean of those it has.
+
+    Args:
+        model: loaded; its embedding, head and configuration change where they are too short.
+        num_tokens: length of the tokenizer, added tokens included.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if num_tokens <= rows:
+        return
+    # transformers' own start values take a covariance of all rows.
+    model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for tensor in (module.weight, getattr(module, "bias", None)):
+            if tensor is not None:
+                tensor.data[rows:] = tensor.data[:rows].float().mean(dim=0)
+    logger.warning(
+        "the embedding grows from %d to %d rows, as many as the tokenizer has; new ones begin as the mean",
+        rows,
+        num_tokens,
+    )
 
 
 def check_positions(model: PreTrainedModel, longest: int) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from pyft.config import ConfigError, NumericsError
 from pyft.model.architecture import init_model
 from pyft.model.checkpoint import open_tensors, stored_dtype
-from pyft.model.load import check_positions, check_vocabulary, load_model
+from pyft.model.load import check_positions, check_vocabulary, fit_vocabulary, load_model
 from pyft.model.quantize import NF4Linear, linear_names
 
 CASES = [
@@ -276,6 +276,26 @@ def test_tokenizer_longer_than_the_embedding(tmp_path):
     check_vocabulary(model, 131)
     with pytest.raises(ConfigError, match="tokenizer has 259 entries, the model's embedding only 131"):
         check_vocabulary(model, len(byte_tokenizer()))
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_an_embedding_that_trains_grows_to_the_tokenizer(tmp_path, tie, caplog):
+    model = random_model("llama", tie_word_embeddings=tie)
+    old = model.get_input_embeddings().weight.detach().clone()
+    old_head = model.get_output_embeddings().weight.detach().clone()
+    fit_vocabulary(model, 131)
+    assert not caplog.records
+    fit_vocabulary(model, 140)
+    assert "from 131 to 140 rows" in caplog.text
+    check_vocabulary(model, 140)
+    for module, before in ((model.get_input_embeddings(), old), (model.get_output_embeddings(), old_head)):
+        assert torch.equal(module.weight[:131], before)
+        torch.testing.assert_close(module.weight[131:], before.mean(dim=0).expand(9, -1))
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert tied == tie and model.config.vocab_size == 140
+    model.save_pretrained(tmp_path)
+    again = load_model(tmp_path, dtype=torch.float32)
+    assert torch.equal(again.get_output_embeddings().weight, model.get_output_embeddings().weight)
 
 
 def test_samples_longer_than_the_positions(caplog):
