@@ -1,4 +1,4 @@
-"""What a right result is: random inputs from a fixed seed, and the tolerance rule of `pyft.ops.reference`."""
+"""What a right result is: random inputs from a fixed seed, and the tolerance rule of `pyft.ops.tolerance`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyft.ops import reference
+from pyft.ops.tolerance import find_mismatch
 
 Results = dict[str, Tensor]
 
@@ -88,7 +88,7 @@ def same_as(compute: Callable[[torch.dtype], Results]) -> Callable[[Results], st
             return f"results are {sorted(results)}, not {sorted(expected)}"
         for name, result in results.items():
             like_torch = cached(torch.float32)[name].to(result.dtype)
-            mismatch = reference.find_mismatch(result, expected[name], like_torch)
+            mismatch = find_mismatch(result, expected[name], like_torch)
             if mismatch:
                 return f"{name}: {mismatch}"
         return None

@@ -30,6 +30,8 @@ void check_linear_cross_entropy(const char* op, const Args& args, std::int64_t w
   check_contiguous(op, args.workspace);
   check(args.workspace.num_elements() >= workspace_floats, op, ": workspace has ",
         args.workspace.num_elements(), " elements, expected ", workspace_floats);
+  check_logit_terms(op, args.logits, args.head_weight);
+  check_loss_terms(op, args.terms);
 }
 
 template <typename Args>
@@ -169,6 +171,7 @@ void cross_entropy(const CrossEntropyArgs& args, const ExecutionContext& context
   check_targets(op, args.targets, args.logits);
   check_scalar(op, args.loss);
   check_matrix(op, args.row_stats, DType::kFloat32, args.logits.shape[0], 2, "logits need");
+  check_loss_terms(op, args.terms);
   require_cpu(op, common_device(op, {&args.logits, &args.targets, &args.loss, &args.row_stats}));
   check_target_range(op, args.targets, args.ignore_index, args.logits.shape[1]);
   cpu::cross_entropy(args, context.num_threads);
@@ -182,6 +185,7 @@ void cross_entropy_backward(const CrossEntropyBackwardArgs& args, const Executio
   const std::int64_t num_rows = args.logits.shape[0], vocabulary = args.logits.shape[1];
   check_matrix(op, args.row_stats, DType::kFloat32, num_rows, 2, "logits need");
   check_matrix(op, args.grad_logits, args.logits.dtype, num_rows, vocabulary, "logits have");
+  check_loss_terms(op, args.terms);
   require_cpu(op, common_device(op, {&args.grad_loss, &args.logits, &args.targets, &args.row_stats,
                                      &args.grad_logits}));
   check_target_range(op, args.targets, args.ignore_index, vocabulary);
@@ -194,16 +198,16 @@ void linear_cross_entropy(const LinearCrossEntropyArgs& args, const ExecutionCon
   check_float_matrix(op, args.head_weight);
   const std::int64_t num_tokens = args.hidden.shape[0];
   const std::int64_t width = args.hidden.shape[1], vocabulary = args.head_weight.shape[0];
-  check_linear_cross_entropy(
-      op, args,
-      plan_linear_cross_entropy(num_tokens, width, vocabulary, args.grad_head.defined).workspace_floats);
+  check_linear_cross_entropy(op, args, plan_linear_cross_entropy(args).workspace_floats);
   check_scalar(op, args.loss);
   if (args.grad_hidden.defined)
     check_matrix(op, args.grad_hidden, DType::kFloat32, num_tokens, width, "hidden has");
   if (args.grad_head.defined)
     check_matrix(op, args.grad_head, DType::kFloat32, vocabulary, width, "head_weight has");
-  require_cpu(op, common_device(op, {&args.hidden, &args.head_weight, &args.targets, &args.workspace,
-                                     &args.loss, &args.grad_hidden, &args.grad_head}));
+  check_bias(op, args.grad_bias, DType::kFloat32, vocabulary);
+  require_cpu(op, common_device(
+                      op, {&args.hidden, &args.head_weight, &args.logits.bias, &args.targets, &args.workspace,
+                           &args.loss, &args.grad_hidden, &args.grad_head, &args.grad_bias}));
   check_target_range(op, args.targets, args.ignore_index, vocabulary);
   cpu::linear_cross_entropy(args, context.num_threads);
 }
@@ -215,8 +219,8 @@ void linear_cross_entropy_forward(const LinearCrossEntropyForwardArgs& args,
   check_linear_cross_entropy(op, args, args.hidden.num_elements());
   check_scalar(op, args.loss);
   check_kept(op, args);
-  require_cpu(op, common_device(op, {&args.hidden, &args.head_weight, &args.targets, &args.workspace,
-                                     &args.loss, &args.row_stats, &args.kept_logits}));
+  require_cpu(op, common_device(op, {&args.hidden, &args.head_weight, &args.logits.bias, &args.targets,
+                                     &args.workspace, &args.loss, &args.row_stats, &args.kept_logits}));
   check_target_range(op, args.targets, args.ignore_index, args.head_weight.shape[0]);
   cpu::linear_cross_entropy_forward(args, context.num_threads);
 }
@@ -234,9 +238,10 @@ void linear_cross_entropy_backward(const LinearCrossEntropyBackwardArgs& args,
     check_matrix(op, args.grad_hidden, args.hidden.dtype, num_tokens, width, "hidden has");
   if (args.grad_head.defined)
     check_matrix(op, args.grad_head, args.hidden.dtype, vocabulary, width, "head_weight has");
-  require_cpu(
-      op, common_device(op, {&args.grad_loss, &args.hidden, &args.head_weight, &args.targets, &args.row_stats,
-                             &args.kept_logits, &args.workspace, &args.grad_hidden, &args.grad_head}));
+  check_bias(op, args.grad_bias, args.hidden.dtype, vocabulary);
+  require_cpu(op, common_device(op, {&args.grad_loss, &args.hidden, &args.head_weight, &args.logits.bias,
+                                     &args.targets, &args.row_stats, &args.kept_logits, &args.workspace,
+                                     &args.grad_hidden, &args.grad_head, &args.grad_bias}));
   check_target_range(op, args.targets, args.ignore_index, vocabulary);
   cpu::linear_cross_entropy_backward(args, context.num_threads);
 }

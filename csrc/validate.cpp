@@ -1,5 +1,7 @@
 #include "validate.h"
 
+#include <cmath>
+
 #include "pyft/nf4_format.h"
 
 namespace pyft {
@@ -96,6 +98,20 @@ void check_lora_adapter(const char* op, const TensorRef& lora_A, const TensorRef
   check_size(op, lora_A, 1, weight.num_columns, "weight expects");
   check_size(op, lora_B, 0, weight.num_rows, "weight expects");
   check_size(op, lora_B, 1, lora_A.shape[0], "lora_A expects");
+}
+
+void check_logit_terms(const char* op, const LogitTerms& logits, const TensorRef& head_weight) {
+  check_bias(op, logits.bias, head_weight.dtype, head_weight.shape[0]);
+  check(std::isfinite(logits.scale), op, ": logit_scale is ", logits.scale, ", expected a finite number");
+  check(logits.softcap >= 0.0 && std::isfinite(logits.softcap), op, ": logit_softcap is ", logits.softcap,
+        ", expected a number above 0, or none");
+}
+
+void check_loss_terms(const char* op, const LossTerms& terms) {
+  check(terms.label_smoothing >= 0.0 && terms.label_smoothing <= 1.0, op, ": label_smoothing is ",
+        terms.label_smoothing, ", expected 0 <= label_smoothing <= 1");
+  check(terms.z_loss >= 0.0 && std::isfinite(terms.z_loss), op, ": z_loss is ", terms.z_loss,
+        ", expected a number not below 0");
 }
 
 void check_dropout(const char* op, const Dropout& dropout) {

@@ -34,6 +34,8 @@ WeightShape check_lora_base(const char* op, const LoraBase& base);
 // A float32 [R, K] and B [N, R] for a weight [N, K].
 void check_lora_adapter(const char* op, const TensorRef& lora_A, const TensorRef& lora_B,
                         const WeightShape& weight);
+void check_logit_terms(const char* op, const LogitTerms& logits, const TensorRef& head_weight);
+void check_loss_terms(const char* op, const LossTerms& terms);
 void check_dropout(const char* op, const Dropout& dropout);
 // The parts of the base lie on the device of x.
 void check_lora_base_device(const char* op, const LoraBase& base, const TensorRef& x);

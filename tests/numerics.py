@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyft.ops.reference import find_mismatch
+from pyft.ops.tolerance import find_mismatch
 
 
 def assert_close_to_reference(
     actual: Tensor, reference64: Tensor, same_dtype_torch: Tensor, *, name: str = ""
 ) -> None:
-    """Fail unless `actual` is as good as torch in the same dtype; see `pyft.ops.reference.find_mismatch`.
+    """Fail unless `actual` is as good as torch in the same dtype; see `pyft.ops.tolerance.find_mismatch`.
 
     Args:
         actual: the result under test.

@@ -3,13 +3,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bindings/bind.h"
 #include "bindings/tensor_caster.h"
 #include "pyft/info.h"
 #include "pyft/nf4_format.h"
 #include "pyft/ops.h"
 
 namespace py = pybind11;
-using pyft::ExecutionContext;
+using pyft::bindings::run;
 using pyft::bindings::tensor_argument;
 
 namespace {
@@ -39,13 +40,6 @@ pyft::Nf4Tensors nf4_argument(const py::tuple& parts) {
   weight.num_rows = shape.first;
   weight.num_columns = shape.second;
   return weight;
-}
-
-template <typename Args>
-void run(void (*op)(const Args&, const ExecutionContext&), const Args& args, int num_threads,
-         std::uintptr_t stream) {
-  const py::gil_scoped_release without_gil;
-  op(args, ExecutionContext{num_threads, stream});
 }
 
 void bind_nf4(py::module_& module) {
@@ -161,97 +155,6 @@ void bind_lora(py::module_& module) {
       py::arg("seed"), py::arg("num_threads"), py::arg("stream"));
 }
 
-void bind_cross_entropy(py::module_& module) {
-  module.def(
-      "cross_entropy",
-      [](py::handle logits, py::handle targets, py::handle loss, py::handle row_stats,
-         std::int64_t ignore_index, int num_threads, std::uintptr_t stream) {
-        const pyft::CrossEntropyArgs args{tensor_argument(logits, "logits"),
-                                          tensor_argument(targets, "targets"), tensor_argument(loss, "loss"),
-                                          tensor_argument(row_stats, "row_stats"), ignore_index};
-        run(pyft::cross_entropy, args, num_threads, stream);
-      },
-      py::kw_only(), py::arg("logits"), py::arg("targets"), py::arg("loss"), py::arg("row_stats"),
-      py::arg("ignore_index"), py::arg("num_threads"), py::arg("stream"));
-  module.def(
-      "cross_entropy_backward",
-      [](py::handle grad_loss, py::handle logits, py::handle targets, py::handle row_stats,
-         py::handle grad_logits, std::int64_t ignore_index, int num_threads, std::uintptr_t stream) {
-        const pyft::CrossEntropyBackwardArgs args{
-            tensor_argument(grad_loss, "grad_loss"),     tensor_argument(logits, "logits"),
-            tensor_argument(targets, "targets"),         tensor_argument(row_stats, "row_stats"),
-            tensor_argument(grad_logits, "grad_logits"), ignore_index};
-        run(pyft::cross_entropy_backward, args, num_threads, stream);
-      },
-      py::kw_only(), py::arg("grad_loss"), py::arg("logits"), py::arg("targets"), py::arg("row_stats"),
-      py::arg("grad_logits"), py::arg("ignore_index"), py::arg("num_threads"), py::arg("stream"));
-  module.def(
-      "plan_linear_cross_entropy",
-      [](std::int64_t num_tokens, std::int64_t width, std::int64_t vocabulary, bool trains_head) {
-        const pyft::LinearCrossEntropyPlan plan =
-            pyft::plan_linear_cross_entropy(num_tokens, width, vocabulary, trains_head);
-        return py::dict(py::arg("by_panels") = plan.by_panels, py::arg("by_two_passes") = plan.by_two_passes,
-                        py::arg("chunk_tokens") = plan.chunk_tokens, py::arg("num_splits") = plan.num_splits,
-                        py::arg("workspace_floats") = plan.workspace_floats,
-                        py::arg("kept_rows") = plan.kept_rows);
-      },
-      py::kw_only(), py::arg("num_tokens"), py::arg("width"), py::arg("vocabulary"), py::arg("trains_head"));
-  module.def(
-      "linear_cross_entropy",
-      [](py::handle hidden, py::handle head_weight, py::handle targets, py::handle workspace, py::handle loss,
-         py::handle grad_hidden, py::handle grad_head, std::int64_t ignore_index, int num_threads,
-         std::uintptr_t stream) {
-        const pyft::LinearCrossEntropyArgs args{
-            tensor_argument(hidden, "hidden"),       tensor_argument(head_weight, "head_weight"),
-            tensor_argument(targets, "targets"),     tensor_argument(workspace, "workspace"),
-            tensor_argument(loss, "loss"),           tensor_argument(grad_hidden, "grad_hidden"),
-            tensor_argument(grad_head, "grad_head"), ignore_index};
-        run(pyft::linear_cross_entropy, args, num_threads, stream);
-      },
-      py::kw_only(), py::arg("hidden"), py::arg("head_weight"), py::arg("targets"), py::arg("workspace"),
-      py::arg("loss"), py::arg("grad_hidden").none(true), py::arg("grad_head").none(true),
-      py::arg("ignore_index"), py::arg("num_threads"), py::arg("stream"));
-}
-
-void bind_linear_cross_entropy_two_passes(py::module_& module) {
-  module.def(
-      "linear_cross_entropy_forward",
-      [](py::handle hidden, py::handle head_weight, py::handle targets, py::handle workspace, py::handle loss,
-         py::handle row_stats, py::handle kept_logits, std::int64_t ignore_index, int num_threads,
-         std::uintptr_t stream) {
-        const pyft::LinearCrossEntropyForwardArgs args{tensor_argument(hidden, "hidden"),
-                                                       tensor_argument(head_weight, "head_weight"),
-                                                       tensor_argument(targets, "targets"),
-                                                       tensor_argument(workspace, "workspace"),
-                                                       tensor_argument(loss, "loss"),
-                                                       tensor_argument(row_stats, "row_stats"),
-                                                       tensor_argument(kept_logits, "kept_logits"),
-                                                       ignore_index};
-        run(pyft::linear_cross_entropy_forward, args, num_threads, stream);
-      },
-      py::kw_only(), py::arg("hidden"), py::arg("head_weight"), py::arg("targets"), py::arg("workspace"),
-      py::arg("loss"), py::arg("row_stats"), py::arg("kept_logits"), py::arg("ignore_index"),
-      py::arg("num_threads"), py::arg("stream"));
-  module.def("linear_cross_entropy_backward_floats", pyft::linear_cross_entropy_backward_floats,
-             py::kw_only(), py::arg("num_tokens"), py::arg("width"));
-  module.def(
-      "linear_cross_entropy_backward",
-      [](py::handle grad_loss, py::handle hidden, py::handle head_weight, py::handle targets,
-         py::handle row_stats, py::handle kept_logits, py::handle workspace, py::handle grad_hidden,
-         py::handle grad_head, std::int64_t ignore_index, int num_threads, std::uintptr_t stream) {
-        const pyft::LinearCrossEntropyBackwardArgs args{
-            tensor_argument(grad_loss, "grad_loss"),     tensor_argument(hidden, "hidden"),
-            tensor_argument(head_weight, "head_weight"), tensor_argument(targets, "targets"),
-            tensor_argument(row_stats, "row_stats"),     tensor_argument(kept_logits, "kept_logits"),
-            tensor_argument(workspace, "workspace"),     tensor_argument(grad_hidden, "grad_hidden"),
-            tensor_argument(grad_head, "grad_head"),     ignore_index};
-        run(pyft::linear_cross_entropy_backward, args, num_threads, stream);
-      },
-      py::kw_only(), py::arg("grad_loss"), py::arg("hidden"), py::arg("head_weight"), py::arg("targets"),
-      py::arg("row_stats"), py::arg("kept_logits"), py::arg("workspace"), py::arg("grad_hidden").none(true),
-      py::arg("grad_head").none(true), py::arg("ignore_index"), py::arg("num_threads"), py::arg("stream"));
-}
-
 // What was built and what was found, for python -m pyft.env.
 void bind_info(py::module_& module) {
   module.attr("compiler") = PYFT_COMPILER;
@@ -290,6 +193,5 @@ PYBIND11_MODULE(_pyft_C, module) {
   bind_info(module);
   bind_nf4(module);
   bind_lora(module);
-  bind_cross_entropy(module);
-  bind_linear_cross_entropy_two_passes(module);
+  pyft::bindings::bind_cross_entropy(module);
 }

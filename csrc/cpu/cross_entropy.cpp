@@ -1,17 +1,17 @@
 // cross_entropy and its backward: one row at a time, each by one thread; the rows' losses are added in order,
 // in double.
 //
-//     loss_t      = log(sum_v exp(l[v] - max)) - (l[target] - max)
-//     dLogits[v]  = (exp(l[v] - max) / sum - [v == target]) * dLoss
+//     loss_t      = log(sum_v exp(l[v] - max)) - (l[target] - max)             + what LossTerms adds
+//     dLogits[v]  = (exp(l[v] - max) / sum - [v == target]) * dLoss            (loss_terms.h)
 //
-// Keeping max and sum apart, rather than their log-sum-exp, keeps the difference l - max exact for the
-// entries that matter. Rows without a target are not read; their gradient is zeros.
+// Rows without a target are not read; their gradient is zeros.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/loss_terms.h"
 #include "cpu/operations.h"
 #include "cpu/parallel.h"
 
@@ -45,15 +45,17 @@ void cross_entropy(const CrossEntropyArgs& args, int num_threads) {
   float* stats = args.row_stats.as<float>();
   std::vector<double> row_loss(static_cast<std::size_t>(num_rows), 0.0);
   for_each_row(num_threads, num_rows, vocabulary, [&](std::int64_t t) {
-    float max = 0.0f;
-    double sum = 0.0;
+    RowSums sums{0.0f, 0.0, 0.0};
     if (targets[t] != args.ignore_index) {
-      kernels().row_max_and_sum(row_pointer(args.logits, t), args.logits.dtype, vocabulary, &max, &sum);
+      const char* row = row_pointer(args.logits, t);
+      kernels().row_max_and_sum(row, args.logits.dtype, vocabulary, &sums.max, &sums.sum);
+      if (args.terms.label_smoothing != 0.0)
+        sums.total = kernels().row_sum(row, args.logits.dtype, vocabulary);
       const float target_logit = element(args.logits, t * vocabulary + targets[t]);
-      row_loss[static_cast<std::size_t>(t)] = std::log(sum) - (static_cast<double>(target_logit) - max);
+      row_loss[static_cast<std::size_t>(t)] = loss_of_row(args.terms, sums, target_logit, vocabulary);
     }
-    stats[2 * t] = max;
-    stats[2 * t + 1] = static_cast<float>(sum);
+    stats[2 * t] = sums.max;
+    stats[2 * t + 1] = static_cast<float>(sums.sum);
   });
   double loss = 0.0;
   for (double row : row_loss) loss += row;
@@ -71,11 +73,16 @@ void cross_entropy_backward(const CrossEntropyBackwardArgs& args, int num_thread
       std::memset(out, 0, static_cast<std::size_t>(vocabulary * dtype_bytes(args.logits.dtype)));
       return;
     }
-    const float max = stats[2 * t], inverse_sum = 1.0f / stats[2 * t + 1];
-    kernels().row_softmax(row_pointer(args.logits, t), args.logits.dtype, vocabulary, max,
-                          inverse_sum * grad_loss, out);
-    const float target_logit = element(args.logits, t * vocabulary + targets[t]);
-    const float gradient = (std::exp(target_logit - max) * inverse_sum - 1.0f) * grad_loss;
+    const RowSums sums{stats[2 * t], stats[2 * t + 1], 0.0};
+    const double weight = softmax_weight(args.terms, sums.log_sum_exp()) / sums.sum;
+    const double uniform = uniform_weight(args.terms, vocabulary);
+    const SoftmaxTerms terms{sums.max, static_cast<float>(weight * grad_loss),
+                             static_cast<float>(uniform * grad_loss), 0.0f};
+    kernels().row_softmax(row_pointer(args.logits, t), args.logits.dtype, vocabulary, terms, out);
+    // apart from the others: rounded once, after the subtraction
+    const double target_logit = element(args.logits, t * vocabulary + targets[t]);
+    const float gradient = static_cast<float>(
+        (std::exp(target_logit - sums.max) * weight - uniform - target_weight(args.terms)) * grad_loss);
     if (args.logits.dtype == DType::kBFloat16) {
       reinterpret_cast<BFloat16Bits*>(out)[targets[t]] = float_to_bfloat16(gradient);
     } else {

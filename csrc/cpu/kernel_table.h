@@ -15,6 +15,8 @@ void nf4_dequantize_floats(const Nf4View& weight, std::int64_t first, std::int64
 void dropout_factors(std::uint64_t seed, std::int64_t first_entry, std::int64_t n, std::uint32_t threshold,
                      float keep_scale, float* factors);
 void row_max_and_sum(const void* row, DType dtype, std::int64_t n, float* max, double* sum);
-void row_softmax(const void* row, DType dtype, std::int64_t n, float max, float factor, void* out);
+double row_sum(const void* row, DType dtype, std::int64_t n);
+void row_softmax(const void* row, DType dtype, std::int64_t n, const SoftmaxTerms& terms, void* out);
+void row_logits(float* row, const void* bias, DType bias_dtype, std::int64_t n, float scale, float softcap);
 
 }  // namespace pyft::cpu::PYFT_ISA

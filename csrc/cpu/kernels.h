@@ -38,6 +38,14 @@ struct MatrixView {
   std::int64_t column_offset;
 };
 
+// What row_softmax makes of a logit l: (exp(l - max) * factor - uniform) * (1 - (l * inverse_softcap)^2).
+struct SoftmaxTerms {
+  float max;
+  float factor;
+  float uniform;
+  float inverse_softcap;  // 0 leaves the last factor out
+};
+
 struct KernelTable {
   const char* name;
   int vector_bytes;
@@ -64,8 +72,14 @@ struct KernelTable {
 
   // Cross-entropy. The largest of n logits, and the sum of exp(logit - largest); NaN in gives NaN out.
   void (*row_max_and_sum)(const void* row, DType dtype, std::int64_t n, float* max, double* sum);
-  // out[v] = exp(row[v] - max) * factor, in the row's dtype; `out` may be `row`.
-  void (*row_softmax)(const void* row, DType dtype, std::int64_t n, float max, float factor, void* out);
+  // The sum of n logits.
+  double (*row_sum)(const void* row, DType dtype, std::int64_t n);
+  // `out` has the row's dtype and may be `row`.
+  void (*row_softmax)(const void* row, DType dtype, std::int64_t n, const SoftmaxTerms& terms, void* out);
+  // row[v] = softcap tanh(scale (row[v] + bias[v]) / softcap); no bias where it is null, no cap where
+  // softcap is 0.
+  void (*row_logits)(float* row, const void* bias, DType bias_dtype, std::int64_t n, float scale,
+                     float softcap);
 };
 
 }  // namespace pyft::cpu

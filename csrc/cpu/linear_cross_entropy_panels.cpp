@@ -2,11 +2,14 @@
 // of kPanelIds vocabulary entries at a time, as attention does with its keys.
 //
 //     split s of V, one thread:             for each panel of W in it, while it is in the cache:
-//     +--------+--------+--------+--          L  = h W_p^T                          [C, kPanelIds]
+//     +--------+--------+--------+--          L  = h W_p^T, then LogitTerms         [C, kPanelIds]
 //     | panel  | panel  | panel  |            m' = max(m, max L),  sum = sum exp(m - m') + sum exp(L - m')
 //     +--------+--------+--------+--          dH = dH exp(m - m') + exp(L - m') W_p  [C, K]
 //
 //     then, row by row:  loss = log(sum) + m - L[target],   dH = sum_s dH_s exp(m_s - m) / sum - W[target]
+//
+// A soft cap multiplies each exp(L - m') and W[target] by its slope 1 - (L / c)^2; scale and z-loss multiply
+// dH at the end, when a row's log-sum-exp is known.
 //
 // dH is rescaled only in the panels where a row's maximum grows, some ln(number of panels) times. Each split
 // has its own m, sum and dH; they are merged in order, and their number depends on the shape alone, so the
@@ -35,6 +38,7 @@ class Panels {
         width_(args.hidden.shape[1]),
         vocabulary_(args.head_weight.shape[0]),
         head_(dense_view(args.head_weight.data, args.head_weight.dtype, width_)),
+        transform_(args.logits),
         hidden_(args.workspace.as<float>()),
         partials_(hidden_ + plan.chunk_tokens * width_),
         states_(static_cast<std::size_t>(num_splits_ * counted.count)),
@@ -52,6 +56,7 @@ class Panels {
       float* logits = scratch_floats(Scratch::kTile, counted_.count * kPanelIds);
       gemm(counted_.count, num_ids, width_, dense_view(hidden_, DType::kFloat32, width_), transposed(panel),
            logits, num_ids, false);
+      transform_.finish(logits, counted_.count, v0, num_ids, num_ids);
       for (std::int64_t i = 0; i < counted_.count; ++i) {
         update_row(states_[index(split, i)], i, v0, num_ids, logits + i * num_ids, grad + i * width_);
       }
@@ -64,21 +69,24 @@ class Panels {
 
   void merge_row(std::int64_t i, double* row_loss) const {
     const RowState total = merged_state(states_.data(), num_splits_, counted_.count, i);
-    row_loss[i] =
-        std::log(total.sum) - (static_cast<double>(target_logits_[static_cast<std::size_t>(i)]) - total.max);
+    const float target_logit = target_logits_[static_cast<std::size_t>(i)];
+    row_loss[i] = loss_of_row(args_.terms, total, target_logit, vocabulary_);
     if (!args_.grad_hidden.defined) return;
+    const double total_weight =
+        softmax_weight(args_.terms, total.log_sum_exp()) * transform_.scale() / total.sum;
     float* out = args_.grad_hidden.as<float>() + counted_.rows[i] * width_;
     for (std::int64_t split = 0; split < num_splits_; ++split) {
-      const double weight = std::exp(static_cast<double>(state(split, i).max) - total.max) / total.sum;
-      const float factor = static_cast<float>(weight);
+      const double shrunk = std::exp(static_cast<double>(state(split, i).max) - total.max);
+      const float factor = static_cast<float>(shrunk * total_weight);
       const float* part = partials_ + (split * counted_.count + i) * width_;
       for (std::int64_t k = 0; k < width_; ++k) out[k] += factor * part[k];
     }
     const std::int64_t first = target(i) * width_;
+    const float factor = static_cast<float>(transform_.cap_slope(target_logit) * transform_.scale());
     for (std::int64_t k = 0; k < width_; ++k) {
-      out[k] -= args_.head_weight.dtype == DType::kBFloat16
-                    ? bfloat16_to_float(args_.head_weight.as<const BFloat16Bits>()[first + k])
-                    : args_.head_weight.as<const float>()[first + k];
+      out[k] -= factor * (args_.head_weight.dtype == DType::kBFloat16
+                              ? bfloat16_to_float(args_.head_weight.as<const BFloat16Bits>()[first + k])
+                              : args_.head_weight.as<const float>()[first + k]);
     }
   }
 
@@ -91,28 +99,27 @@ class Panels {
     return args_.targets.as<const std::int64_t>()[counted_.rows[i]];
   }
 
-  // One row of one panel: logits become exp(logits - max) where a gradient is wanted.
+  // One row of one panel: logits become exp(logits - max), times the cap's slope, where a gradient is wanted.
   void update_row(RowState& state, std::int64_t i, std::int64_t v0, std::int64_t num_ids, float* logits,
                   float* grad) {
     const std::int64_t position = target(i) - v0;
     if (position >= 0 && position < num_ids) target_logits_[static_cast<std::size_t>(i)] = logits[position];
-    float panel_max;
-    double panel_sum;
-    kernels().row_max_and_sum(logits, DType::kFloat32, num_ids, &panel_max, &panel_sum);
     const RowState before = state;
-    const double kept = state.add(panel_max, panel_sum);
+    const double kept = state.add(sums_of(logits, num_ids, args_.terms));
     if (!args_.grad_hidden.defined) return;
     if (before.sum != 0.0 && state.max > before.max) {
       const float factor = static_cast<float>(kept);
       for (std::int64_t k = 0; k < width_; ++k) grad[k] *= factor;
     }
-    kernels().row_softmax(logits, DType::kFloat32, num_ids, state.max, 1.0f, logits);
+    kernels().row_softmax(logits, DType::kFloat32, num_ids,
+                          {state.max, 1.0f, 0.0f, transform_.inverse_softcap()}, logits);
   }
 
   const LinearCrossEntropyArgs& args_;
   CountedRows counted_;
   std::int64_t num_splits_, width_, vocabulary_;
   MatrixView head_;
+  Logits transform_;
   float* hidden_;                     // [count, K]
   float* partials_;                   // [num_splits, count, K]
   std::vector<RowState> states_;      // [num_splits, count]

@@ -1,12 +1,12 @@
-// linear_cross_entropy for a head that trains and has a large vocabulary: the loss in one pass over the head,
-// all gradients in a second one, when dLoss is known.
+// linear_cross_entropy for a large vocabulary and a head that trains, or label smoothing: the loss in one
+// pass over the head, all gradients in a second one, when dLoss is known.
 //
 //     forward, split s of V by one thread, panel after panel of kPanelIds ids:
-//         L   = h W_p^T                              [n, kPanelIds], the first R rows of it kept
+//         L   = h W_p^T, then LogitTerms             [n, kPanelIds], the first R rows of it kept
 //         m, sum of every row                        online, per split; merged in order
 //     backward, one group of panels after the other, G [n, S] with n S <= 4 Mi floats (16 MiB):
-//         G   = (softmax(L) - one_hot) dLoss         pieces panel x kRowBlock rows: from kept L, else h W_p^T
-//         dW_p = G_p^T h                             written once, rounded once
+//         G   = dLoss / d(h W_p^T)                   pieces panel x kRowBlock rows: from kept L, else again
+//         dW_p = G_p^T h, db_p = sum of G_p's rows   written once, rounded once
 //         dH  += G W                                 tiles, group after group
 //
 // FLOPs: 2 n V K each for L, dW, dH, and once more for L of the n - R rows that are not kept: 6 for n <= R,
@@ -59,18 +59,19 @@ void round_row(const float* from, std::int64_t count, BFloat16Bits* to) {
 
 // What both passes know: the head, the gathered rows, and which of their logits are kept.
 struct Problem {
-  Problem(const TensorRef& hidden_TK, const TensorRef& head_weight, const TensorRef& target_ids,
-          std::int64_t ignore_index, const TensorRef& kept_logits, float* gathered)
-      : width(hidden_TK.shape[1]),
-        vocabulary(head_weight.shape[0]),
-        head(dense_view(head_weight.data, head_weight.dtype, width)),
-        targets(target_ids.as<const std::int64_t>()),
-        rows(find_counted(target_ids, ignore_index)),
+  template <typename Args>
+  explicit Problem(const Args& args)
+      : width(args.hidden.shape[1]),
+        vocabulary(args.head_weight.shape[0]),
+        head(dense_view(args.head_weight.data, args.head_weight.dtype, width)),
+        transform(args.logits),
+        targets(args.targets.template as<const std::int64_t>()),
+        rows(find_counted(args.targets, args.ignore_index)),
         count(static_cast<std::int64_t>(rows.size())),
-        num_kept(std::min(kept_logits.shape[0], count)),
-        kept(kept_logits.as<float>()),
-        hidden(gathered) {
-    gather_hidden(hidden_TK, {rows.data(), count}, gathered);
+        num_kept(std::min(args.kept_logits.shape[0], count)),
+        kept(args.kept_logits.template as<float>()),
+        hidden(args.workspace.template as<float>()) {
+    gather_hidden(args.hidden, {rows.data(), count}, hidden);
   }
 
   std::int64_t target(std::int64_t i) const { return targets[rows[static_cast<std::size_t>(i)]]; }
@@ -85,14 +86,16 @@ struct Problem {
     return std::min(begin + kRowBlock, begin < num_kept ? num_kept : count);
   }
 
-  void multiply(std::int64_t begin, std::int64_t end, std::int64_t v0, std::int64_t num_ids, float* logits,
-                std::int64_t stride) const {
+  void make_logits(std::int64_t begin, std::int64_t end, std::int64_t v0, std::int64_t num_ids, float* logits,
+                   std::int64_t stride) const {
     gemm(end - begin, num_ids, width, dense_view(hidden + begin * width, DType::kFloat32, width),
          transposed(offset_view(head, v0, 0)), logits, stride, false);
+    transform.finish(logits, end - begin, v0, num_ids, stride);
   }
 
   std::int64_t width, vocabulary;
   MatrixView head;
+  Logits transform;
   const std::int64_t* targets;     // [T]
   std::vector<std::int64_t> rows;  // which of T count
   std::int64_t count;              // n
@@ -102,7 +105,8 @@ struct Problem {
 };
 
 // The forward: states of the rows, split by split.
-void run_split(const Problem& problem, std::int64_t split, RowState* states, float* target_logits) {
+void run_split(const Problem& problem, const LossTerms& terms, std::int64_t split, RowState* states,
+               float* target_logits) {
   const std::int64_t num_ids_each = ceil_div(ceil_div(problem.vocabulary, kPanelIds), kNumSplits) * kPanelIds;
   const std::int64_t last = std::min(problem.vocabulary, (split + 1) * num_ids_each);
   for (std::int64_t v0 = split * num_ids_each; v0 < last; v0 += kPanelIds) {
@@ -111,14 +115,11 @@ void run_split(const Problem& problem, std::int64_t split, RowState* states, flo
       end = problem.block_end(begin);
       float* logits = begin < problem.num_kept ? problem.kept_row(begin, v0, num_ids)
                                                : scratch_floats(Scratch::kTile, kRowBlock * kPanelIds);
-      problem.multiply(begin, end, v0, num_ids, logits, num_ids);
+      problem.make_logits(begin, end, v0, num_ids, logits, num_ids);
       for (std::int64_t i = begin; i < end; ++i, logits += num_ids) {
         const std::int64_t position = problem.target(i) - v0;
         if (position >= 0 && position < num_ids) target_logits[i] = logits[position];
-        float max;
-        double sum;
-        kernels().row_max_and_sum(logits, DType::kFloat32, num_ids, &max, &sum);
-        states[i].add(max, sum);
+        states[i].add(sums_of(logits, num_ids, terms));
       }
     }
   }
@@ -146,15 +147,18 @@ class Group {
       });
       const std::int64_t head_across = ceil_div(problem_.width, kHeadTileColumns);
       const std::int64_t num_head = args_.grad_head.defined ? num_panels * head_across : 0;
+      const std::int64_t num_bias = args_.grad_bias.defined ? num_panels : 0;
       const std::int64_t across = ceil_div(problem_.width, kTileColumns);
       const std::int64_t num_hidden =
           args_.grad_hidden.defined ? ceil_div(problem_.count, kTileRows) * across : 0;
-      parallel_for(num_threads, num_head + num_hidden, 1, [&](std::int64_t piece, std::int64_t) {
+      parallel_for(num_threads, num_hidden + num_head + num_bias, 1, [&](std::int64_t piece, std::int64_t) {
         if (piece < num_hidden) {
           add_to_hidden(piece / across * kTileRows, piece % across * kTileColumns);
-        } else {
+        } else if (piece < num_hidden + num_head) {
           const std::int64_t tile = piece - num_hidden;
           write_head(first_ + tile / head_across * kPanelIds, tile % head_across * kHeadTileColumns);
+        } else {
+          write_bias(first_ + (piece - num_hidden - num_head) * kPanelIds);
         }
       });
     }
@@ -164,7 +168,7 @@ class Group {
   // One panel, one block of rows.
   void make_gradient(std::int64_t panel, std::int64_t block) const {
     const float* stats = args_.row_stats.as<const float>();
-    const float grad_loss = *args_.grad_loss.as<const float>();
+    const double grad_loss = *args_.grad_loss.as<const float>();
     const std::int64_t v0 = first_ + panel * kPanelIds, num_ids = std::min(kPanelIds, last_ - v0);
     const std::int64_t kept_blocks = ceil_div(problem_.num_kept, kRowBlock);
     const std::int64_t begin =
@@ -172,13 +176,12 @@ class Group {
     const std::int64_t end = problem_.block_end(begin);
     const bool is_kept = begin < problem_.num_kept;
     float* row = gradient_ + begin * stride_ + (v0 - first_);
-    if (!is_kept) problem_.multiply(begin, end, v0, num_ids, row, stride_);
+    if (!is_kept) problem_.make_logits(begin, end, v0, num_ids, row, stride_);
     for (std::int64_t i = begin; i < end; ++i, row += stride_) {
       const float* row_stats = stats + 2 * problem_.rows[static_cast<std::size_t>(i)];
       const float* logits = is_kept ? problem_.kept_row(i, v0, num_ids) : row;
-      kernels().row_softmax(logits, DType::kFloat32, num_ids, row_stats[0], grad_loss / row_stats[1], row);
-      const std::int64_t position = problem_.target(i) - v0;
-      if (position >= 0 && position < num_ids) row[position] -= grad_loss;
+      write_gradient(logits, {row_stats[0], row_stats[1], 0.0}, problem_.target(i), v0, num_ids,
+                     problem_.vocabulary, problem_.transform, args_.terms, grad_loss, row);
     }
   }
 
@@ -206,6 +209,19 @@ class Group {
     }
   }
 
+  void write_bias(std::int64_t v0) const {
+    const std::int64_t num_ids = std::min(kPanelIds, last_ - v0);
+    std::int64_t v = v0;
+    for (double sum : sum_of_rows(gradient_ + (v0 - first_), problem_.count, num_ids, stride_)) {
+      const float rounded = static_cast<float>(sum);
+      if (args_.grad_bias.dtype == DType::kFloat32) {
+        args_.grad_bias.as<float>()[v++] = rounded;
+      } else {
+        args_.grad_bias.as<BFloat16Bits>()[v++] = float_to_bfloat16(rounded);
+      }
+    }
+  }
+
   const LinearCrossEntropyBackwardArgs& args_;
   const Problem& problem_;
   float* grad_hidden_;  // [n, K]
@@ -217,12 +233,11 @@ class Group {
 }  // namespace
 
 void linear_cross_entropy_forward(const LinearCrossEntropyForwardArgs& args, int num_threads) {
-  const Problem problem(args.hidden, args.head_weight, args.targets, args.ignore_index, args.kept_logits,
-                        args.workspace.as<float>());
+  const Problem problem(args);
   std::vector<RowState> states(static_cast<std::size_t>(kNumSplits * problem.count));
   std::vector<float> target_logits(static_cast<std::size_t>(problem.count));
   parallel_for(num_threads, kNumSplits, 1, [&](std::int64_t split, std::int64_t) {
-    run_split(problem, split, states.data() + split * problem.count, target_logits.data());
+    run_split(problem, args.terms, split, states.data() + split * problem.count, target_logits.data());
   });
   float* stats = args.row_stats.as<float>();
   std::memset(stats, 0, static_cast<std::size_t>(2 * args.row_stats.shape[0]) * sizeof(float));
@@ -232,18 +247,15 @@ void linear_cross_entropy_forward(const LinearCrossEntropyForwardArgs& args, int
     float* row_stats = stats + 2 * problem.rows[static_cast<std::size_t>(i)];
     row_stats[0] = state.max;
     row_stats[1] = static_cast<float>(state.sum);
-    loss +=
-        std::log(state.sum) - (static_cast<double>(target_logits[static_cast<std::size_t>(i)]) - state.max);
+    loss += loss_of_row(args.terms, state, target_logits[static_cast<std::size_t>(i)], problem.vocabulary);
   }
   *args.loss.as<float>() = static_cast<float>(loss);
 }
 
 void linear_cross_entropy_backward(const LinearCrossEntropyBackwardArgs& args, int num_threads) {
   const std::int64_t num_tokens = args.hidden.shape[0], width = args.hidden.shape[1];
-  float* workspace = args.workspace.as<float>();
-  const Problem problem(args.hidden, args.head_weight, args.targets, args.ignore_index, args.kept_logits,
-                        workspace);
-  float* grad_hidden = workspace + problem.count * width;
+  const Problem problem(args);
+  float* grad_hidden = problem.hidden + problem.count * width;
   Group(args, problem, grad_hidden, grad_hidden + problem.count * width).run(num_threads);
   if (!args.grad_hidden.defined) return;
   const std::int64_t row_bytes = width * dtype_bytes(args.hidden.dtype);

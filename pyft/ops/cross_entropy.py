@@ -1,10 +1,13 @@
 """Cross-entropy over the rows that have a target, from logits; `linear_cross_entropy` is found here too.
 
-    loss    = sum over rows with targets[t] != ignore_index of  log(sum_v exp(l[t, v])) - l[t, targets[t]]
-    dL[t]   = softmax(l[t]) - one_hot(targets[t]),  exact zeros for the other rows, which are never read
+    lse     = log(sum_v exp(l[v]))                                             of a row l with target y
+    loss    = sum over rows with y != ignore_index of  lse - l[y]
+                                                       + label_smoothing (l[y] - mean_v l[v]) + z_loss lse^2
+    dl      = softmax(l) (1 + 2 z_loss lse) - (1 - label_smoothing) one_hot(y) - label_smoothing / V
 
-Both return the sum: whoever trains divides by the number of targets of the whole optimizer step. Everything
-is computed in float32 whatever the inputs are. Left out: class weights, label smoothing, logit soft-caps.
+Rows without a target are never read, and get exact zeros. Both return the sum: whoever trains divides by the
+number of targets of the whole optimizer step. Everything is computed in float32 whatever the inputs are. Left
+out: class weights.
 
 Shapes: T tokens, V vocabulary.
 """
@@ -21,7 +24,14 @@ from pyft.ops.native import C, execution
 __all__ = ["cross_entropy", "linear_cross_entropy"]
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:
     """Sum of the cross-entropy over the rows that have a target.
 
     A shape or dtype that does not fit is a ValueError; a target that is neither `ignore_index` nor in [0, V)
@@ -31,11 +41,13 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) 
         logits: float32 or bfloat16 [T, V].
         targets: int64 [T].
         ignore_index: the value that marks a row without a target.
+        label_smoothing: torch's: this share of each target is spread evenly over all ids.
+        z_loss: coefficient of a row's squared log-sum-exp, which keeps the softmax's normaliser near 1.
 
     Returns:
         A float32 scalar; 0.0 when no row counts. Differentiable in logits.
     """
-    loss, _ = torch.ops.pyft.cross_entropy(logits, targets, ignore_index)
+    loss, _ = torch.ops.pyft.cross_entropy(logits, targets, ignore_index, label_smoothing, z_loss)
     return loss
 
 
@@ -43,11 +55,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) 
 
 _library = Library("pyft", "FRAGMENT")
 _library.define(
-    "cross_entropy(Tensor logits, Tensor targets, int ignore_index) -> (Tensor loss, Tensor row_stats)"
+    "cross_entropy(Tensor logits, Tensor targets, int ignore_index, float label_smoothing, float z_loss)"
+    " -> (Tensor loss, Tensor row_stats)"
 )
 _library.define(
     "cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor targets, Tensor row_stats,"
-    " int ignore_index) -> Tensor"
+    " int ignore_index, float label_smoothing, float z_loss) -> Tensor"
 )
 
 
@@ -56,7 +69,9 @@ def _empty_loss(logits: Tensor, *_) -> tuple[Tensor, Tensor]:
     return logits.new_empty((), dtype=torch.float32), row_stats
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+def _cross_entropy(
+    logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float, z_loss: float
+) -> tuple[Tensor, Tensor]:
     if logits.dim() != 2:
         raise ValueError(f"cross_entropy: logits has shape {list(logits.shape)}, expected [T, V]")
     loss, row_stats = _empty_loss(logits)
@@ -66,6 +81,8 @@ def _cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[
         loss=loss,
         row_stats=row_stats,
         ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
         **execution(logits),
     )
     return loss, row_stats
@@ -76,7 +93,13 @@ def _empty_grad_logits(grad_loss: Tensor, logits: Tensor, *_) -> Tensor:
 
 
 def _cross_entropy_backward(
-    grad_loss: Tensor, logits: Tensor, targets: Tensor, row_stats: Tensor, ignore_index: int
+    grad_loss: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    row_stats: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
 ) -> Tensor:
     grad_logits = _empty_grad_logits(grad_loss, logits)
     C.cross_entropy_backward(
@@ -86,13 +109,15 @@ def _cross_entropy_backward(
         row_stats=row_stats,
         grad_logits=grad_logits,
         ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
         **execution(logits),
     )
     return grad_logits
 
 
 def _keep_stats(ctx, inputs, output) -> None:
-    logits, targets, ctx.ignore_index = inputs
+    logits, targets, *ctx.numbers = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(logits, targets, output[1])
@@ -100,8 +125,9 @@ def _keep_stats(ctx, inputs, output) -> None:
 
 def _logits_gradient(ctx, grad_loss: Tensor | None, _grad_stats: None) -> tuple:
     if grad_loss is None:
-        return None, None, None
-    return torch.ops.pyft.cross_entropy_backward(grad_loss, *ctx.saved_tensors, ctx.ignore_index), None, None
+        return (None,) * 5
+    gradient = torch.ops.pyft.cross_entropy_backward(grad_loss, *ctx.saved_tensors, *ctx.numbers)
+    return (gradient, *[None] * 4)
 
 
 for _name, _run, _fake in (

@@ -1,16 +1,18 @@
-"""Cross-entropy from hidden states: the logits hidden head_weight^T are never all stored.
+"""Cross-entropy from hidden states: the logits are never all stored.
 
-    loss    = sum over rows with targets[t] != ignore_index of  log(sum_v exp(l[t, v])) - l[t, targets[t]]
-    dL[t]   = softmax(l[t]) - one_hot(targets[t])
-    dHidden = dL W,   dW = dL^T hidden
+    l       = cap(logit_scale (hidden W^T + bias)),   cap(x) = logit_softcap tanh(x / logit_softcap)
+    loss    = sum over rows with targets[t] != ignore_index, of l[t] as `cross_entropy` has it
+    dX[t]   = dl[t] (1 - (l[t] / logit_softcap)^2) logit_scale,   dl as `cross_entropy` has it
+    dHidden = dX W,   dW = dX^T hidden,   dBias = sum_t dX[t]
 
-Sums and gradients are float32, rounded once. There are two operations, and the kernels' plan says which fits:
+Sums and gradients are float32, rounded once. There are two ways, and the kernels' plan says which fits:
 
     linear_cross_entropy             gradients in the forward, for dLoss = 1, while logits exist; the backward
                                      scales them. A frozen head, or a small vocabulary.
     linear_cross_entropy_forward     the loss, what each row's softmax needs, and logits of up to K rows;
     linear_cross_entropy_backward    the gradients, each written once. A large vocabulary whose head trains:
-                                     its gradient in float32 would be the largest tensor of the step.
+                                     its gradient in float32 would be the largest tensor of the step. Or one
+                                     with label smoothing; a frozen head then keeps no logits.
 
 Shapes: T tokens, K hidden size, V vocabulary, R rows whose logits are kept.
 """
@@ -25,9 +27,18 @@ from pyft.ops.native import C, execution
 
 
 def linear_cross_entropy(
-    hidden: Tensor, head_weight: Tensor, targets: Tensor, *, ignore_index: int = -100
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy of the logits hidden head_weight^T, which are never all stored.
+    """Cross-entropy of the logits of an output head, which are never all stored.
 
     Rows without a target are skipped, and nothing is computed for a gradient that is not wanted. A head that
     trains keeps the logits of up to K rows until the backward, and never its gradient in float32.
@@ -36,38 +47,45 @@ def linear_cross_entropy(
         hidden: float32 or bfloat16 [T, K].
         head_weight: hidden's dtype [V, K].
         targets: int64 [T].
+        bias: hidden's dtype [V], or None.
         ignore_index: the value that marks a row without a target.
+        logit_scale: factor of the logits (Cohere; Granite's logits_scaling is its inverse).
+        logit_softcap: the bound that tanh bends the scaled logits to (Gemma 2); None for none.
+        label_smoothing: torch's: this share of each target is spread evenly over all ids.
+        z_loss: coefficient of a row's squared log-sum-exp, which keeps the softmax's normaliser near 1.
 
     Returns:
-        A float32 scalar; 0.0 when no row counts. Differentiable in hidden and head_weight.
+        A float32 scalar; 0.0 when no row counts. Differentiable in hidden, head_weight and bias.
 
     Raises:
-        ValueError: for a shape or dtype that does not fit.
+        ValueError: for a shape, dtype or number that does not fit.
     """
     for name, tensor, expected in (("hidden", hidden, "[T, K]"), ("head_weight", head_weight, "[V, K]")):
         if tensor.dim() != 2:
             raise ValueError(
                 f"linear_cross_entropy: {name} has shape {list(tensor.shape)}, expected {expected}"
             )
-    wants_hidden, wants_head = (
-        torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, head_weight)
-    )
-    plan = _plan(hidden, head_weight, wants_head)
+    if logit_softcap is not None and not logit_softcap > 0:  # 0 means none below
+        raise ValueError(f"linear_cross_entropy: logit_softcap is {logit_softcap}, expected a number above 0")
+    terms = [logit_scale, logit_softcap or 0.0, label_smoothing, z_loss]
+    inputs = (hidden, head_weight, bias, targets, ignore_index, terms)
+    wanted = [
+        torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
+        for tensor in (hidden, head_weight, bias)
+    ]
+    plan = _plan(hidden, head_weight, terms, any(wanted[1:]))
     if plan["by_two_passes"]:
-        return torch.ops.pyft.linear_cross_entropy_forward(
-            hidden, head_weight, targets, ignore_index, plan["kept_rows"]
-        )[0]
-    return torch.ops.pyft.linear_cross_entropy(
-        hidden, head_weight, targets, ignore_index, wants_hidden, wants_head
-    )[0]
+        return torch.ops.pyft.linear_cross_entropy_forward(*inputs, plan["kept_rows"])[0]
+    return torch.ops.pyft.linear_cross_entropy(*inputs, wanted)[0]
 
 
-def _plan(hidden: Tensor, head_weight: Tensor, wants_head: bool) -> dict[str, int]:
+def _plan(hidden: Tensor, head_weight: Tensor, terms: list[float], trains_head: bool) -> dict[str, int]:
     return C.plan_linear_cross_entropy(
         num_tokens=hidden.shape[0],
         width=hidden.shape[1],
         vocabulary=head_weight.shape[0],
-        trains_head=wants_head,
+        trains_head=trains_head,
+        smooths=terms[2] != 0,
     )
 
 
@@ -75,59 +93,81 @@ def _workspace(num_floats: int, beside: Tensor) -> Tensor:
     return torch.empty(num_floats, dtype=torch.float32, device=beside.device)
 
 
+def _contiguous(
+    hidden: Tensor, head_weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> dict[str, Tensor | None]:
+    """The inputs as the kernels take them, and where they run."""
+    return {
+        "hidden": hidden.contiguous(),
+        "head_weight": head_weight.contiguous(),
+        "bias": None if bias is None else bias.contiguous(),
+        "targets": targets.contiguous(),
+        **execution(hidden),
+    }
+
+
+def _empty_like_inputs(
+    inputs: tuple[Tensor, Tensor, Tensor | None], wanted: list[bool], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the gradients of hidden, head_weight and bias; those not wanted have no elements."""
+    device = inputs[0].device
+    return tuple(
+        torch.empty(tensor.shape if wants else 0, dtype=dtype, device=device)
+        for tensor, wants in zip(inputs, wanted, strict=True)
+    )
+
+
+def _out_arguments(gradients: tuple[Tensor, Tensor, Tensor], wanted: list[bool]) -> dict[str, Tensor | None]:
+    names = ("grad_hidden", "grad_head", "grad_bias")
+    return {n: g if w else None for n, g, w in zip(names, gradients, wanted, strict=True)}
+
+
 # ---- registration with torch: gradients in the forward ---------------------------------------------------
 
-_INPUTS = "Tensor hidden, Tensor head_weight, Tensor targets, int ignore_index"
+_INPUTS = "Tensor hidden, Tensor head_weight, Tensor? bias, Tensor targets"
+_NUMBERS = "int ignore_index, float[] terms"  # logit_scale, logit_softcap or 0, label_smoothing, z_loss
+_GRADIENTS = "Tensor grad_hidden, Tensor grad_head, Tensor grad_bias"
 _library = Library("pyft", "FRAGMENT")
-_library.define(
-    f"linear_cross_entropy({_INPUTS}, bool wants_hidden, bool wants_head)"
-    " -> (Tensor loss, Tensor grad_hidden, Tensor grad_head)"
-)
+_library.define(f"linear_cross_entropy({_INPUTS}, {_NUMBERS}, bool[] wanted) -> (Tensor loss, {_GRADIENTS})")
 
 
 def _empty_gradients(
     hidden: Tensor,
     head_weight: Tensor,
+    bias: Tensor | None,
     targets: Tensor,
     ignore_index: int,
-    wants_hidden: bool,
-    wants_head: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, and float32 gradients; those that are not wanted have no elements."""
-    options = {"dtype": torch.float32, "device": hidden.device}
-    grad_hidden = torch.empty(hidden.shape if wants_hidden else 0, **options)
-    grad_head = torch.empty(head_weight.shape if wants_head else 0, **options)
-    return torch.empty((), **options), grad_hidden, grad_head
+    terms: list[float],
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    loss = torch.empty((), dtype=torch.float32, device=hidden.device)
+    return loss, *_empty_like_inputs((hidden, head_weight, bias), wanted, torch.float32)
 
 
 def _loss_and_gradients(
     hidden: Tensor,
     head_weight: Tensor,
+    bias: Tensor | None,
     targets: Tensor,
     ignore_index: int,
-    wants_hidden: bool,
-    wants_head: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    loss, grad_hidden, grad_head = _empty_gradients(
-        hidden, head_weight, targets, ignore_index, wants_hidden, wants_head
-    )
+    terms: list[float],
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    loss, *gradients = _empty_gradients(hidden, head_weight, bias, targets, ignore_index, terms, wanted)
+    plan = _plan(hidden, head_weight, terms, any(wanted[1:]))
     C.linear_cross_entropy(
-        hidden=hidden.contiguous(),
-        head_weight=head_weight.contiguous(),
-        targets=targets.contiguous(),
-        workspace=_workspace(_plan(hidden, head_weight, wants_head)["workspace_floats"], hidden),
+        **_contiguous(hidden, head_weight, bias, targets),
+        **_out_arguments(gradients, wanted),
+        workspace=_workspace(plan["workspace_floats"], hidden),
         loss=loss,
-        grad_hidden=grad_hidden if wants_hidden else None,
-        grad_head=grad_head if wants_head else None,
         ignore_index=ignore_index,
-        **execution(hidden),
+        terms=terms,
     )
-    return loss, grad_hidden, grad_head
+    return loss, *gradients
 
 
 def _keep_gradients(ctx, inputs, output) -> None:
-    ctx.dtypes = inputs[0].dtype, inputs[1].dtype
-    ctx.wanted = inputs[4:6]
+    ctx.dtype, ctx.wanted = inputs[0].dtype, inputs[-1]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
@@ -135,31 +175,32 @@ def _keep_gradients(ctx, inputs, output) -> None:
 
 def _scale_gradients(ctx, grad_loss: Tensor | None, *_) -> tuple:
     if grad_loss is None:
-        return (None,) * 6
-    scaled = [
-        (gradient * grad_loss).to(dtype) if wanted and needed else None
-        for gradient, dtype, wanted, needed in zip(
-            ctx.saved_tensors, ctx.dtypes, ctx.wanted, ctx.needs_input_grad[:2], strict=True
-        )
-    ]
+        return (None,) * 7
+    needed = zip(ctx.saved_tensors, ctx.wanted, ctx.needs_input_grad[:3], strict=True)
+    scaled = [(g * grad_loss).to(ctx.dtype) if wanted and needs else None for g, wanted, needs in needed]
     return (*scaled, *[None] * 4)
 
 
 # ---- registration with torch: the loss, later the gradients ----------------------------------------------
 
 _library.define(
-    f"linear_cross_entropy_forward({_INPUTS}, int kept_rows)"
+    f"linear_cross_entropy_forward({_INPUTS}, {_NUMBERS}, int kept_rows)"
     " -> (Tensor loss, Tensor row_stats, Tensor kept_logits)"
 )
 _library.define(
-    "linear_cross_entropy_backward(Tensor grad_loss, Tensor hidden, Tensor head_weight, Tensor targets,"
-    " Tensor row_stats, Tensor kept_logits, int ignore_index, bool wants_hidden, bool wants_head)"
-    " -> (Tensor grad_hidden, Tensor grad_head)"
+    f"linear_cross_entropy_backward(Tensor grad_loss, {_INPUTS}, Tensor row_stats, Tensor kept_logits,"
+    f" {_NUMBERS}, bool[] wanted) -> ({_GRADIENTS})"
 )
 
 
 def _empty_kept(
-    hidden: Tensor, head_weight: Tensor, targets: Tensor, ignore_index: int, kept_rows: int
+    hidden: Tensor,
+    head_weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    ignore_index: int,
+    terms: list[float],
+    kept_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     options = {"dtype": torch.float32, "device": hidden.device}
     row_stats = torch.empty((hidden.shape[0], 2), **options)
@@ -167,66 +208,64 @@ def _empty_kept(
 
 
 def _forward(
-    hidden: Tensor, head_weight: Tensor, targets: Tensor, ignore_index: int, kept_rows: int
+    hidden: Tensor,
+    head_weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    ignore_index: int,
+    terms: list[float],
+    kept_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    loss, row_stats, kept_logits = _empty_kept(hidden, head_weight, targets, ignore_index, kept_rows)
+    loss, row_stats, kept_logits = _empty_kept(
+        hidden, head_weight, bias, targets, ignore_index, terms, kept_rows
+    )
     C.linear_cross_entropy_forward(
-        hidden=hidden.contiguous(),
-        head_weight=head_weight.contiguous(),
-        targets=targets.contiguous(),
+        **_contiguous(hidden, head_weight, bias, targets),
         workspace=_workspace(hidden.numel(), hidden),
         loss=loss,
         row_stats=row_stats,
         kept_logits=kept_logits,
         ignore_index=ignore_index,
-        **execution(hidden),
+        terms=terms,
     )
     return loss, row_stats, kept_logits
 
 
 def _empty_late_gradients(
-    grad_loss: Tensor, hidden: Tensor, head_weight: Tensor, *rest
-) -> tuple[Tensor, Tensor]:
-    """Gradients in the inputs' dtype; those that are not wanted have no elements."""
-    wanted = zip((hidden, head_weight), rest[-2:], strict=True)
-    grad_hidden, grad_head = (
-        torch.empty(tensor.shape if wants else 0, dtype=tensor.dtype, device=tensor.device)
-        for tensor, wants in wanted
-    )
-    return grad_hidden, grad_head
+    grad_loss: Tensor, hidden: Tensor, head_weight: Tensor, bias: Tensor | None, *rest
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_like_inputs((hidden, head_weight, bias), rest[-1], hidden.dtype)
 
 
 def _backward(
     grad_loss: Tensor,
     hidden: Tensor,
     head_weight: Tensor,
+    bias: Tensor | None,
     targets: Tensor,
     row_stats: Tensor,
     kept_logits: Tensor,
     ignore_index: int,
-    wants_hidden: bool,
-    wants_head: bool,
-) -> tuple[Tensor, Tensor]:
-    gradients = _empty_late_gradients(grad_loss, hidden, head_weight, wants_hidden, wants_head)
+    terms: list[float],
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradients = _empty_late_gradients(grad_loss, hidden, head_weight, bias, wanted)
     num_floats = C.linear_cross_entropy_backward_floats(num_tokens=hidden.shape[0], width=hidden.shape[1])
     C.linear_cross_entropy_backward(
+        **_contiguous(hidden, head_weight, bias, targets),
+        **_out_arguments(gradients, wanted),
         grad_loss=grad_loss,
-        hidden=hidden.contiguous(),
-        head_weight=head_weight.contiguous(),
-        targets=targets.contiguous(),
         row_stats=row_stats,
         kept_logits=kept_logits,
         workspace=_workspace(num_floats, hidden),
-        grad_hidden=gradients[0] if wants_hidden else None,
-        grad_head=gradients[1] if wants_head else None,
         ignore_index=ignore_index,
-        **execution(hidden),
+        terms=terms,
     )
     return gradients
 
 
 def _keep_inputs(ctx, inputs, output) -> None:
-    *tensors, ctx.ignore_index, _ = inputs
+    *tensors, ctx.ignore_index, ctx.terms, _ = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output[1:])
@@ -234,12 +273,12 @@ def _keep_inputs(ctx, inputs, output) -> None:
 
 def _late_gradients(ctx, grad_loss: Tensor | None, *_) -> tuple:
     if grad_loss is None:
-        return (None,) * 5
-    wanted = ctx.needs_input_grad[:2]
+        return (None,) * 7
+    wanted = list(ctx.needs_input_grad[:3])
     gradients = torch.ops.pyft.linear_cross_entropy_backward(
-        grad_loss, *ctx.saved_tensors, ctx.ignore_index, *wanted
+        grad_loss, *ctx.saved_tensors, ctx.ignore_index, ctx.terms, wanted
     )
-    return (*[g if w else None for g, w in zip(gradients, wanted, strict=True)], *[None] * 3)
+    return (*[g if w else None for g, w in zip(gradients, wanted, strict=True)], *[None] * 4)
 
 
 for _name, _run, _fake in (

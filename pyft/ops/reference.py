@@ -1,4 +1,4 @@
-"""Every operation of `pyft.ops` once more in plain torch, and the rule by which the two are compared.
+"""Every operation of `pyft.ops` once more in plain torch; `tolerance` has the rule that compares the two.
 
 For tests, benches and whoever wants to read what an operation means. Slow, stores everything (all logits,
 the whole dense weight, the dropout mask), differentiable by autograd, and as exact as the dtype it is given:
@@ -201,87 +201,58 @@ def lora_linear(
     return (base.to(wide) + addition).to(x.dtype)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
-    """Sum over counted rows of log(sum_v exp(logits[t, v])) - logits[t, targets[t]].
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:
+    """Sum over counted rows of torch's cross-entropy + z_loss * log(sum_v exp(logits[t, v]))^2.
 
     Args:
         logits: [T, V]; half precision is widened to float32 first.
         targets: [T] int64; rows equal to `ignore_index` do not count.
         ignore_index: the value that marks a row without a target.
+        label_smoothing: torch's.
+        z_loss: coefficient of the squared log-sum-exp.
 
     Returns:
         A scalar, float32 (float64 for float64 logits).
     """
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.to(wide), targets, reduction="sum", ignore_index=ignore_index)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = F.cross_entropy(
+        wide, targets, reduction="sum", ignore_index=ignore_index, label_smoothing=label_smoothing
+    )
+    return loss + z_loss * wide[targets != ignore_index].logsumexp(1).square().sum()
 
 
 def linear_cross_entropy(
-    hidden: Tensor, head_weight: Tensor, targets: Tensor, *, ignore_index: int = -100
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    **options: float,
 ) -> Tensor:
-    """Cross-entropy of the logits hidden head_weight^T, all of them stored.
+    """Cross-entropy of the logits cap(logit_scale (hidden head_weight^T + bias)), all of them stored.
 
     Args:
         hidden: [T, K].
         head_weight: [V, K].
         targets: [T] int64; rows equal to `ignore_index` do not count.
-        ignore_index: the value that marks a row without a target.
+        bias: [V] or None.
+        logit_scale: factor of the logits.
+        logit_softcap: cap(l) = logit_softcap tanh(l / logit_softcap); None leaves l.
+        **options: those of `cross_entropy`.
 
     Returns:
         A scalar, float32 (float64 for float64 inputs).
     """
-    return cross_entropy(F.linear(hidden, head_weight.to(hidden.dtype)), targets, ignore_index=ignore_index)
-
-
-def _find_non_finite(ours: Tensor, reference: Tensor, torchs: Tensor) -> str | None:
-    """Say where `ours` is NaN or infinite and the reference is not the same, or the other way round."""
-    special = (ours == reference) | (ours.isnan() & reference.isnan())
-    wrong = ~torch.where(reference.isfinite(), ours.isfinite(), special)
-    if wrong.any():
-        index = tuple(torch.nonzero(wrong)[0].tolist())
-        values = f"{ours[index]} where the reference has {reference[index]}"
-        return f"{int(wrong.sum())} values differ in being finite, first at {index}: {values}"
-    if not torchs[reference.isfinite()].isfinite().all():
-        return "torch's own result is not finite where the reference is"
-    return None
-
-
-def find_mismatch(actual: Tensor, reference64: Tensor, same_dtype_torch: Tensor) -> str | None:
-    """Judge a result: its error may be twice that of torch in the same dtype, plus one unit of rounding.
-
-        max|actual - ref|  <=  2 max|torch - ref| + eps(dtype) max|ref|,   and the same for the means
-
-    The mean catches what a single large error of torch's own would excuse. NaN and infinities must be where
-    the reference has them.
-
-    Args:
-        actual: the result to judge.
-        reference64: the same in float64.
-        same_dtype_torch: the same computed by torch in the dtype of `actual`.
-
-    Returns:
-        None when the result is good, otherwise one line that says why not.
-    """
-    if reference64.dtype != torch.float64:
-        return f"the reference is {reference64.dtype}, not float64"
-    for other, what in ((reference64, "the reference"), (same_dtype_torch, "torch")):
-        if actual.shape != other.shape:
-            return f"shape is {tuple(actual.shape)}, {what} has {tuple(other.shape)}"
-    if actual.dtype != same_dtype_torch.dtype:
-        return f"dtype is {actual.dtype}, torch has {same_dtype_torch.dtype}"
-    ours, reference, torchs = (t.detach().double().cpu() for t in (actual, reference64, same_dtype_torch))
-    non_finite = _find_non_finite(ours, reference, torchs)
-    if non_finite is not None:
-        return non_finite
-    finite = reference.isfinite()
-    if not finite.any():
-        return None
-    ours, reference, torchs = ours[finite], reference[finite], torchs[finite]
-    for name, measure in (("max", torch.max), ("mean", torch.mean)):
-        error, expected = measure((ours - reference).abs()), measure((torchs - reference).abs())
-        magnitude = measure(reference.abs())
-        bound = 2 * expected + torch.finfo(actual.dtype).eps * magnitude
-        if not error <= bound:
-            whose = f"torch in {actual.dtype}: {expected:.3e}, {name} magnitude {magnitude:.3e}"
-            return f"{name} error {error:.3e} is above {bound:.3e} ({whose})"
-    return None
+    logits = F.linear(hidden, head_weight.to(hidden.dtype), bias) * logit_scale
+    if logit_softcap is not None:
+        logits = logit_softcap * torch.tanh(logits / logit_softcap)
+    return cross_entropy(logits, targets, **options)

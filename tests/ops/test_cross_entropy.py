@@ -58,7 +58,7 @@ def test_linear_cross_entropy_equals_float64(num_rows, width, vocabulary, traine
 )
 def test_linear_cross_entropy_of_a_large_vocabulary(num_rows, vocabulary, trained, dtype):
     plan = native.C.plan_linear_cross_entropy(
-        num_tokens=num_rows, width=5, vocabulary=vocabulary, trains_head=trained
+        num_tokens=num_rows, width=5, vocabulary=vocabulary, trains_head=trained, smooths=False
     )
     assert (plan["by_panels"], plan["by_two_passes"]) == (not trained, trained)
     targets = random_targets(num_rows, vocabulary)
@@ -252,14 +252,21 @@ def test_errors_name_what_is_wrong():
 def test_opcheck():
     targets = random_targets(7, 11)
     hidden, head = random(7, 5), random(11, 5)
+    bias, terms, all_three = random(11), [0.5, 5.0, 0.1, 0.01], [True] * 3
     stats, kept = torch.rand(7, 2) + 1.0, torch.rand(4, 11)
+    inputs = (hidden, head, bias, targets)
+    frozen = [tensor.detach() for tensor in inputs]
     for op, arguments in (
-        (torch.ops.pyft.cross_entropy, (random(7, 11), targets, -100)),
-        (torch.ops.pyft.linear_cross_entropy, (hidden, head, targets, -100, True, True)),
-        (torch.ops.pyft.linear_cross_entropy_forward, (hidden, head, torch.arange(7), -100, 4)),
+        (torch.ops.pyft.cross_entropy, (random(7, 11), targets, -100, 0.1, 0.01)),
+        (torch.ops.pyft.linear_cross_entropy, (*inputs, -100, terms, all_three)),
+        (
+            torch.ops.pyft.linear_cross_entropy,
+            (hidden, head, None, targets, -100, terms, [True, True, False]),
+        ),
+        (torch.ops.pyft.linear_cross_entropy_forward, (*inputs[:3], torch.arange(7), -100, terms, 4)),
         (
             torch.ops.pyft.linear_cross_entropy_backward,
-            (torch.ones(()), hidden.detach(), head.detach(), targets, stats, kept, -100, True, True),
+            (torch.ones(()), *frozen, stats, kept, -100, terms, all_three),
         ),
     ):
         torch.library.opcheck(op, arguments, test_utils=CHECKS)

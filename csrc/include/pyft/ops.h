@@ -122,6 +122,15 @@ void lora_linear_backward(const LoraLinearBackwardArgs& args, const ExecutionCon
 // ---- Cross-entropy
 // ---------------------------------------------------------------------------------------------
 
+// What each counted row of logits l with target y loses. With both numbers 0 it is the plain cross-entropy.
+//
+//     lse - (1 - label_smoothing) l[y] - label_smoothing / V sum_v l[v] + z_loss lse^2,
+//     lse = log(sum_v exp(l[v]))
+struct LossTerms {
+  double label_smoothing;  // in [0, 1]: torch's, the share of the target spread over all V ids
+  double z_loss;           // >= 0: draws the softmax's normaliser towards 1
+};
+
 // A row counts when its target is not ignore_index. Rows that do not count are never read.
 struct CrossEntropyArgs {
   TensorRef logits;   // float32 or bfloat16 [T, V], contiguous
@@ -130,8 +139,9 @@ struct CrossEntropyArgs {
   TensorRef
       row_stats;  // out: float32 [T, 2]: largest logit, and sum of exp(logit - largest); zeros if not counted
   std::int64_t ignore_index;
+  LossTerms terms;
 };
-// loss = sum over counted rows of log(sum_v exp(logits[t, v])) - logits[t, targets[t]].
+// loss = sum over counted rows of what LossTerms says.
 void cross_entropy(const CrossEntropyArgs& args, const ExecutionContext& context);
 
 struct CrossEntropyBackwardArgs {
@@ -141,11 +151,20 @@ struct CrossEntropyBackwardArgs {
   TensorRef row_stats;    // float32 [T, 2], from the forward
   TensorRef grad_logits;  // out: logits' dtype [T, V], contiguous; zeros where a row does not count
   std::int64_t ignore_index;
+  LossTerms terms;
 };
-// dLogits = (softmax(logits) - one_hot(targets)) * dLoss.
+// With s = label_smoothing:
+// dLogits = (softmax(logits) (1 + 2 z_loss lse) - (1 - s) one_hot(targets) - s / V) * dLoss.
 void cross_entropy_backward(const CrossEntropyBackwardArgs& args, const ExecutionContext& context);
 
-// How linear_cross_entropy cuts its work; depends on the shape alone.
+// From products to logits: l = cap(scale (hidden head_weight^T + bias)), cap(x) = softcap tanh(x / softcap).
+struct LogitTerms {
+  TensorRef bias;  // hidden's dtype [V], or None
+  double scale;
+  double softcap;  // > 0, or 0 for no cap
+};
+
+// How linear_cross_entropy cuts its work; depends on the shape and on what is asked for, not on values.
 struct LinearCrossEntropyPlan {
   bool by_panels;                 // panels of the vocabulary instead of all logits of a chunk
   bool by_two_passes;             // call linear_cross_entropy_forward and _backward instead
@@ -155,7 +174,7 @@ struct LinearCrossEntropyPlan {
   std::int64_t kept_rows;         // R: of how many rows linear_cross_entropy_forward should keep the logits
 };
 LinearCrossEntropyPlan plan_linear_cross_entropy(std::int64_t num_tokens, std::int64_t width,
-                                                 std::int64_t vocabulary, bool trains_head);
+                                                 std::int64_t vocabulary, bool trains_head, bool smooths);
 
 struct LinearCrossEntropyArgs {
   TensorRef hidden;       // float32 or bfloat16 [T, K], contiguous
@@ -166,10 +185,14 @@ struct LinearCrossEntropyArgs {
   TensorRef grad_hidden;  // out: float32 [T, K], contiguous, or None when not wanted; zeros where a row does
                           // not count
   TensorRef grad_head;    // out: float32 [V, K], contiguous, or None when not wanted
+  TensorRef grad_bias;    // out: float32 [V], contiguous, or None when not wanted
   std::int64_t ignore_index;
+  LogitTerms logits;
+  LossTerms terms;
 };
-// The cross-entropy of hidden head_weight^T and its gradients for dLoss = 1. Logits exist for one chunk at a
-// time.
+// The loss of the logits and its gradients for dLoss = 1. Logits exist for one chunk at a time. The caller
+// heeds the plan: by_two_passes is for the functions below.
+LinearCrossEntropyPlan plan_linear_cross_entropy(const LinearCrossEntropyArgs& args);
 void linear_cross_entropy(const LinearCrossEntropyArgs& args, const ExecutionContext& context);
 
 // The same in two calls, which never hold the head's gradient in float32.
@@ -182,6 +205,8 @@ struct LinearCrossEntropyForwardArgs {
   TensorRef row_stats;    // out: float32 [T, 2], as cross_entropy's
   TensorRef kept_logits;  // out: float32 [R, V], any R: what the backward need not compute again
   std::int64_t ignore_index;
+  LogitTerms logits;
+  LossTerms terms;
 };
 void linear_cross_entropy_forward(const LinearCrossEntropyForwardArgs& args, const ExecutionContext& context);
 
@@ -197,7 +222,10 @@ struct LinearCrossEntropyBackwardArgs {
   TensorRef workspace;    // float32 [linear_cross_entropy_backward_floats]
   TensorRef grad_hidden;  // out: hidden's dtype [T, K], contiguous, or None; zeros where a row does not count
   TensorRef grad_head;    // out: head_weight's dtype [V, K], contiguous, or None
+  TensorRef grad_bias;    // out: head_weight's dtype [V], contiguous, or None
   std::int64_t ignore_index;
+  LogitTerms logits;
+  LossTerms terms;
 };
 void linear_cross_entropy_backward(const LinearCrossEntropyBackwardArgs& args,
                                    const ExecutionContext& context);
