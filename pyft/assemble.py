@@ -99,7 +99,7 @@ def build_model(
 
 
 def build_objective(model: PreTrainedModel) -> Objective:
-    """Make the loss: from the hidden states, or from logits where the model changes them on the way.
+    """Make the loss: from the hidden states, or from logits where the head is not a known one.
 
     Args:
         model: the model.
@@ -107,11 +107,16 @@ def build_objective(model: PreTrainedModel) -> Objective:
     Returns:
         The objective.
     """
-    weight, reason = head_of(model)
-    if weight is not None:
-        return causal_lm_objective(lambda batch: forward_hidden(model, batch), lambda: weight)
-    print(f"the loss goes through logits: {reason}", flush=True)
-    return logits_objective(lambda batch: forward_logits(model, batch))
+    head = head_of(model)
+    if isinstance(head, str):
+        print(f"the loss goes through logits: {head}", flush=True)
+        return logits_objective(lambda batch: forward_logits(model, batch))
+    return causal_lm_objective(
+        lambda batch: forward_hidden(model, batch),
+        lambda: (head.weight, head.bias),
+        logit_scale=head.scale,
+        logit_softcap=head.softcap,
+    )
 
 
 def build_questions(

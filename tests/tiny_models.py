@@ -73,6 +73,7 @@ def pack(samples: list[list[int]], labels: list[list[int]] | None = None) -> Sim
         position_ids=torch.tensor([positions]),
         cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
         max_seqlen=max(lengths),
+        num_targets=sum(t != -100 for t in targets),
     )
 
 

@@ -1,11 +1,14 @@
 """From a batch to hidden states, and from hidden states to what the loss needs.
 
-    plain head:    logits = hidden @ W^T            -> the loss takes hidden and W, logits are never stored
-    otherwise:     logits = model(batch).logits     (bias, scaling, soft cap: Gemma-2, Cohere, Granite, ...)
+    known head:    logits = cap(scale (hidden @ W^T + bias))   -> the loss takes hidden and the head
+    otherwise:     logits = model(batch).logits                   (an adapted head, ...)
 
-Which of the two holds is found by asking the model, not by a list of architectures: a probe replaces the
-head's output for one small forward and looks whether it comes out of the model unchanged, and whether the
-head's input is the decoder's last hidden state. A second probe checks that samples in a row stay apart.
+    cap(x) = softcap tanh(x / softcap): Gemma's; scale: Cohere's and Granite's; either may be absent
+
+With a known head the logits are never stored. Whether it is known, and its scale and cap, are found by asking
+the model, not by a list of architectures: a probe replaces the head's output for one small forward, reads
+scale and cap off what comes out of the model and checks them on other numbers, and looks whether the head's
+input is the decoder's last hidden state. A second probe checks that samples in a row stay apart.
 
 A batch is anything with input_ids [1, T], position_ids [1, T], cu_seqlens [S + 1] and max_seqlen.
 """
@@ -31,15 +34,19 @@ class PackedRow(Protocol):
 
 
 class Head(NamedTuple):
-    """The output head.
+    """An output head: logits = cap(scale (hidden @ weight^T + bias)).
 
     Attributes:
-        weight: [V, K] when logits are hidden @ weight^T and nothing else, else None.
-        reason: why there is no plain weight; None when there is.
+        weight: [V, K].
+        bias: [V] or None.
+        scale: factor of the logits.
+        softcap: the bound of cap(x) = softcap tanh(x / softcap), or None for cap(x) = x.
     """
 
-    weight: Tensor | None
-    reason: str | None
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
 
 
 def forward_hidden(model: PreTrainedModel, batch: PackedRow) -> Tensor:
@@ -56,7 +63,7 @@ def forward_hidden(model: PreTrainedModel, batch: PackedRow) -> Tensor:
 
 
 def forward_logits(model: PreTrainedModel, batch: PackedRow) -> Tensor:
-    """Run the whole model over a batch, for heads that are more than a matrix.
+    """Run the whole model over a batch, for heads that `head_of` does not know.
 
     Args:
         model: a causal language model.
@@ -69,31 +76,29 @@ def forward_logits(model: PreTrainedModel, batch: PackedRow) -> Tensor:
 
 
 @torch.no_grad()
-def head_of(model: PreTrainedModel) -> Head:
-    """Find out whether the model's logits are hidden @ W^T and nothing else. Costs one forward of two tokens.
+def head_of(model: PreTrainedModel) -> Head | str:
+    """Find out how the model's logits come from its hidden states. Costs one forward of four tokens.
 
     Args:
         model: a causal language model.
 
     Returns:
-        The weight, or why there is none. The weight is the live parameter: ask once, use it every step.
+        The head, or why it is not a known one. Weight and bias are the live parameters: ask once, use them
+        every step.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
-        return Head(None, f"the output head is a {type(head).__name__}")
-    if head.bias is not None:
-        return Head(None, "the output head has a bias")
+        return f"the output head is a {type(head).__name__}"
 
     seen: dict[str, Tensor] = {}
 
     def capture(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         seen["hidden"] = args[0]
-        # Large enough that a soft cap bends it, and no two entries alike.
-        ramp = torch.linspace(-1000, 1000, output.numel(), device=output.device).reshape(output.shape)
-        seen["logits"] = ramp.to(output.dtype)
+        # float32 even in a bfloat16 model, so that scale and cap are read to full precision
+        seen["logits"] = _probe_logits(output.shape).to(output.device)
         return seen["logits"]
 
-    batch = _probe_batch(model, [2])
+    batch = _probe_batch(model, [4])
     training = model.training
     model.eval()
     hook = head.register_forward_hook(capture)
@@ -104,12 +109,35 @@ def head_of(model: PreTrainedModel) -> Head:
         hook.remove()
         model.train(training)
     if "hidden" not in seen or seen["hidden"].shape[-2:] != hidden.shape:
-        return Head(None, "the output head is not applied to the decoder's last hidden states")
-    if not torch.equal(logits.float(), seen["logits"].reshape(logits.shape).float()):
-        return Head(None, "the model scales or caps its logits")
+        return "the output head is not applied to the decoder's last hidden states"
+    found = _scale_and_softcap(seen["logits"].reshape(logits.shape), logits.float())
+    if found is None:
+        return "the model does more to its logits than to scale and cap them"
     if not torch.equal(seen["hidden"].reshape(hidden.shape), hidden):
-        return Head(None, "the model changes the hidden states before the output head")
-    return Head(head.weight, None)
+        return "the model changes the hidden states before the output head"
+    return Head(head.weight, head.bias, *found)
+
+
+_TINY, _HUGE = 2.0**-20, 1e30  # too small for any cap to bend, too large for any not to be reached
+
+
+def _probe_logits(shape: torch.Size) -> Tensor:
+    """[..., T, V]: rows of the tiny and of the huge number, then a ramp with no two entries alike."""
+    probe = torch.linspace(-1000, 1000, shape.numel()).reshape(-1, shape[-1])
+    probe[0], probe[1] = _TINY, _HUGE
+    return probe.reshape(shape)
+
+
+def _scale_and_softcap(before: Tensor, after: Tensor) -> tuple[float, float | None] | None:
+    """Read scale and cap off what the model made of the probe [T, V]; None when they do not explain it."""
+    scale, most = after[0, 0].item() / _TINY, after[1, 0].item()
+    if torch.equal(after, before):
+        return 1.0, None
+    if torch.allclose(after, before * scale, rtol=1e-5, atol=0.0):
+        return scale, None
+    if most > 0 and torch.allclose(after, most * torch.tanh(before * scale / most), rtol=1e-4, atol=1e-6):
+        return scale, most
+    return None
 
 
 @torch.no_grad()

@@ -18,12 +18,21 @@ if TYPE_CHECKING:
     from pyft.trainer.settings import Objective
 
 
-def causal_lm_objective(hidden_fn: Callable[[Batch], Tensor], head: Callable[[], Tensor]) -> Objective:
+def causal_lm_objective(
+    hidden_fn: Callable[[Batch], Tensor],
+    head: Callable[[], tuple[Tensor, Tensor | None]],
+    *,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+) -> Objective:
     """Makes next-token cross-entropy from the hidden states; the logits are never all stored.
 
     Args:
         hidden_fn: (batch) -> the last hidden states [T, K], on the model's device.
-        head: () -> the head's weight [V, K]. Asked for at each batch: wrappers may replace the parameter.
+        head: () -> the head's weight [V, K], and its bias [V] or None. Asked for at each batch: wrappers may
+            replace the parameters.
+        logit_scale: factor of the logits.
+        logit_softcap: the bound that tanh bends them to, or None.
 
     Returns:
         The objective. Its sum is float32, over the rows whose target is not -100.
@@ -31,13 +40,22 @@ def causal_lm_objective(hidden_fn: Callable[[Batch], Tensor], head: Callable[[],
 
     def objective(batch: Batch) -> tuple[Tensor, int]:
         hidden_TK = hidden_fn(batch)
-        return linear_cross_entropy(hidden_TK, head(), _targets(batch, hidden_TK)), batch.num_targets
+        weight_VK, bias_V = head()
+        loss = linear_cross_entropy(
+            hidden_TK,
+            weight_VK,
+            _targets(batch, hidden_TK),
+            bias=bias_V,
+            logit_scale=logit_scale,
+            logit_softcap=logit_softcap,
+        )
+        return loss, batch.num_targets
 
     return objective
 
 
 def logits_objective(logits_fn: Callable[[Batch], Tensor]) -> Objective:
-    """Makes next-token cross-entropy from logits, for models that scale or cap them or whose head has a bias.
+    """Makes next-token cross-entropy from logits, for heads that are no plain linear layer.
 
     Args:
         logits_fn: (batch) -> logits [T, V], on the model's device.

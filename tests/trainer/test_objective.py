@@ -4,6 +4,7 @@ import pytest
 import torch
 from trainer.toy import toy_batch
 
+from pyft.ops import reference
 from pyft.trainer.objective import causal_lm_objective, logits_objective
 
 
@@ -28,7 +29,7 @@ def expected(hidden, head, batch):
 def test_sum_over_targets_and_their_number(parts, kind):
     hidden, head, batch = parts
     if kind == "hidden":
-        objective = causal_lm_objective(lambda batch: hidden, lambda: head)
+        objective = causal_lm_objective(lambda batch: hidden, lambda: (head, None))
     else:
         objective = logits_objective(lambda batch: hidden @ head.T)
     loss, num_targets = objective(batch)
@@ -43,7 +44,22 @@ def test_sum_over_targets_and_their_number(parts, kind):
 def test_head_is_asked_for_at_each_batch(parts):
     hidden, head, batch = parts
     heads = [head, head.detach() * 0]
-    objective = causal_lm_objective(lambda batch: hidden, lambda: heads.pop(0))
+    objective = causal_lm_objective(lambda batch: hidden, lambda: (heads.pop(0), None))
     first, second = objective(batch)[0].item(), objective(batch)[0].item()
     assert first != second
     assert second == pytest.approx(5 * torch.tensor(11.0).log().item(), rel=1e-5)
+
+
+def test_bias_scale_and_cap_reach_the_loss(parts):
+    hidden, head, batch = parts
+    bias = torch.randn(11, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    options = {"logit_scale": 0.5, "logit_softcap": 2.0}
+    loss, _ = causal_lm_objective(lambda batch: hidden, lambda: (head, bias), **options)(batch)
+    expected = reference.linear_cross_entropy(hidden, head, batch.targets.reshape(-1), bias=bias, **options)
+    torch.testing.assert_close(loss, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, (hidden, head, bias)),
+        torch.autograd.grad(expected, (hidden, head, bias)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
