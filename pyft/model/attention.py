@@ -7,8 +7,9 @@ A batch is one flat row [1, T] of S samples side by side; `cu_seq_lens_q` [S + 1
 
 Without `cu_seq_lens_q` the call is one sample, with or without a key-value cache (generation). On CUDA in
 bfloat16 or float16 torch's varlen attention takes all samples in one launch; everything else runs torch's
-scaled_dot_product_attention sample by sample. Grouped key-value heads are expanded. Sliding windows and
-Gemma-2's soft cap are honoured; padding, custom masks, attention sinks and position biases are refused.
+scaled_dot_product_attention sample by sample, in float32 where a processor would train in bfloat16 without
+having its arithmetic. Grouped key-value heads are expanded. Sliding windows and Gemma-2's soft cap are
+honoured; padding, custom masks, attention sinks and position biases are refused.
 
 Shapes: T tokens of the row, H query heads, G key-value heads, D head size, L tokens of one sample.
 """
@@ -104,13 +105,16 @@ def packed_attention(
             f"{NAME}: {type(module).__name__} attends in both directions; only causal models train here"
         )
 
+    dtype = query.dtype
+    if _needs_float32(query):
+        query, key, value = query.float(), key.float(), value.float()
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if cu_seq_lens_q is None:
         out = _attend(query, key, value, scale, sliding_window, softcap, dropout)
-        return out.transpose(1, 2).contiguous(), None
+        return out.transpose(1, 2).to(dtype).contiguous(), None
 
     if _varlen_applies(query, value, softcap, dropout):
         return _varlen(query, key, value, scale, sliding_window, cu_seq_lens_q, max_length_q), None
@@ -126,7 +130,15 @@ def packed_attention(
         )
         for start, end in pairwise(cu_seq_lens_q.tolist())
     ]
-    return torch.cat(samples, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(samples, dim=2).transpose(1, 2).to(dtype).contiguous(), None
+
+
+def _needs_float32(query: Tensor) -> bool:
+    """Say whether torch's backward in bfloat16 would be emulated: seven times slower than float32's."""
+    if query.is_cuda or query.dtype != torch.bfloat16 or not query.requires_grad:
+        return False
+    has = torch.cpu.get_capabilities().get
+    return not (has("avx512_bf16") or has("amx_bf16") or has("bf16"))
 
 
 def _attend(

@@ -60,6 +60,23 @@ def test_packed_gradients_equal_the_sum_of_separate_runs(model_type, checkpointi
             )
 
 
+@pytest.mark.parametrize("capabilities", [{}, {"avx512_bf16": True}])
+def test_gradients_in_bfloat16_are_near_those_of_float32(capabilities, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, h, 12, 8, generator=generator).bfloat16() for h in (4, 2, 2))
+    starts = torch.tensor([0, 5, 12], dtype=torch.int32)
+
+    def gradients(dtype):
+        leaves = [x.to(dtype).requires_grad_() for x in (query, key, value)]
+        out, _ = packed_attention(torch.nn.Module(), *leaves, None, cu_seq_lens_q=starts)
+        assert out.dtype == dtype and out.is_contiguous()
+        return [out, *torch.autograd.grad(out.float().square().sum(), leaves)]
+
+    for ours, expected in zip(gradients(torch.bfloat16), gradients(torch.float32), strict=True):
+        torch.testing.assert_close(ours.float(), expected, rtol=0.03, atol=0.03 * expected.abs().max().item())
+
+
 def test_packing_is_bit_equal_to_the_same_attention_alone():
     packed, _ = packed_and_eager("llama", {})
     samples = random_samples([8, 8, 8])
