@@ -30,6 +30,16 @@ def trl() -> ModuleType | None:
         return None
 
 
+def peft() -> ModuleType | None:
+    """The PEFT package, or None where it or bitsandbytes does not import (see `missing`)."""
+    try:
+        importlib.import_module("accelerate")  # transformers loads bitsandbytes' layers with it
+        return bitsandbytes() and importlib.import_module("peft")
+    except (ImportError, OSError, RuntimeError) as error:
+        _missing["peft"] = str(error).splitlines()[0]
+        return None
+
+
 def missing() -> dict[str, str]:
     """Peers asked for and not importable: name -> reason."""
     return dict(_missing)
@@ -38,7 +48,7 @@ def missing() -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Versions of what takes part, for the results file."""
     found = {"pyft": pyft.__version__}
-    for name in ("torch", "bitsandbytes", "tokenizers", "trl"):
+    for name in ("torch", "bitsandbytes", "peft", "tokenizers", "transformers", "trl"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -41,8 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--shape", action="append", metavar="T=16,N=4096", help="instead of the listed shapes"
     )
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
+    parser.add_argument("--seconds", type=float, default=3.0, help="time spent on each line")
     parser.add_argument(
-        "--seconds", type=float, default=3.0, help="time spent on each line (at least 3 rounds)"
+        "--rounds", type=int, default=3, help="rounds at least, however long they take (qlora_step: steps)"
     )
     parser.add_argument(
         "--rows", type=Path, metavar="FILE", help="data_preparation: real rows, alpaca or messages"
@@ -84,7 +85,7 @@ def run_op(op: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         for dtype in getattr(module, "DTYPES", None) or options.dtype or DTYPES:
             for case in module.build(shape, dtype, options.device):
                 budget = 0.0 if options.smoke else options.seconds
-                timings = timing.time_case(case, budget_seconds=budget, min_rounds=3)
+                timings = timing.time_case(case, budget_seconds=budget, min_rounds=options.rounds)
                 print(timing.format_line(case, timings), flush=True)
                 results = {name: vars(result) for name, result in timings.items()}
                 rows.append(

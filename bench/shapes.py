@@ -1,7 +1,8 @@
 """Sizes of real models, and the shapes each operation is timed at.
 
 T tokens, N out-features, K in-features, R adapter rank, V vocabulary; `counted` is the share of rows with a
-target. `data_preparation` counts rows, turns in each (a question and its answer), and processor cores.
+target. `qlora_step` takes a whole model's sizes. `data_preparation` counts rows, turns in each (a question
+and its answer), and processor cores.
 """
 
 from __future__ import annotations
@@ -49,6 +50,19 @@ SHAPES: dict[str, list[Shape]] = {
         {"T": 512, "K": QWEN_0_5B.hidden, "V": QWEN_0_5B.vocabulary, "counted": share}
         for share in (1.0, 0.5, 0.25)
     ],
+    "qlora_step": [
+        {
+            "T": 512,
+            "layers": 24,
+            "hidden": QWEN_0_5B.hidden,
+            "mlp": QWEN_0_5B.intermediate,
+            "heads": 14,
+            "kv_heads": 2,
+            "V": QWEN_0_5B.vocabulary,
+            "R": 64,
+            "counted": 0.25,
+        }
+    ],
     "data_preparation": [{"rows": 4000, "turns": 1, "cores": 2}, {"rows": 2000, "turns": 4, "cores": 2}],
 }
 
@@ -59,6 +73,19 @@ SMOKE_SHAPES: dict[str, list[Shape]] = {
     "lora_linear": [{"T": 5, "N": 48, "K": 80, "R": 4}],
     "cross_entropy": [{"T": 9, "V": 101, "counted": 0.5}],
     "linear_cross_entropy": [{"T": 9, "K": 24, "V": 101, "counted": 0.5}],
+    "qlora_step": [
+        {
+            "T": 24,
+            "layers": 2,
+            "hidden": 64,
+            "mlp": 192,
+            "heads": 4,
+            "kv_heads": 2,
+            "V": 300,
+            "R": 4,
+            "counted": 0.5,
+        }
+    ],
     "data_preparation": [{"rows": 60, "turns": 2, "cores": 2}],
 }
 

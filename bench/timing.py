@@ -27,6 +27,7 @@ class Case:
         work: floating-point operations, bytes moved or rows made in one call.
         unit: name of the rate: "GFLOP/s", "GB/s" or "krows/s".
         scale: how much of `work` in a second is one `unit`.
+        peak_bytes: contender -> peak resident memory of doing the work in a process of its own.
     """
 
     op: str
@@ -36,15 +37,20 @@ class Case:
     work: float
     unit: str
     scale: float = 1e9
+    peak_bytes: Callable[[str], int] | None = None
 
 
 @dataclass
 class Timing:
-    """Outcome for one contender: median seconds and the ratio to pyft, or what was wrong with its result."""
+    """Outcome for one contender: median seconds and the ratio to pyft, or what was wrong with its result.
+
+    Memory only where the case measures it.
+    """
 
     seconds: float | None
     ratio: float | None
     wrong: str | None = None
+    peak_bytes: int | None = None
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -81,7 +87,8 @@ def time_case(case: Case, *, budget_seconds: float, min_rounds: int) -> dict[str
         ratio = None
         if name != OURS and OURS in samples:
             ratio = statistics.median(b / a for a, b in zip(samples[OURS], samples[name], strict=True))
-        timings[name] = Timing(statistics.median(samples[name]), ratio)
+        peak_bytes = case.peak_bytes(name) if case.peak_bytes else None
+        timings[name] = Timing(statistics.median(samples[name]), ratio, None, peak_bytes)
     return timings
 
 
@@ -97,5 +104,7 @@ def format_line(case: Case, timings: dict[str, Timing]) -> str:
             text += f" {case.work / timing.seconds / case.scale:,.1f} {case.unit}"
         elif timing.ratio is not None:
             text += f" x{timing.ratio:.2f}"
+        if timing.peak_bytes is not None:
+            text += f" peak {timing.peak_bytes / 1e6:,.0f} MB"
         parts.append(text)
     return f"{case.op:<21} {case.label:<52} {' | '.join(parts)}"
