@@ -6,7 +6,7 @@
 These sums are checked whenever a ledger is made. `trained_tokens` are labels that are not -100;
 `target_tokens` those of them that have a token before them in their sample, which is what the loss is
 divided by. Rows in which nothing is trained are dropped before they are encoded, so their tokens are in no
-count; nor are those of rows that were not sampled.
+count; nor are those of rows that `max_samples` left out.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def describe_nothing_left(
     mend = "give at least one row with an answer that is trained"
     if errors:
         mend = f"mend them, first {errors[0]}"
-    if counts.dropped["overlong"]:
+    if max_length and counts.longest_dropped > max_length:
         mend = (
             f"raise data.max_length (now {max_length}; the longest row has {counts.longest_dropped} tokens)"
         )
@@ -96,7 +96,8 @@ def describe_ledger(ledger: dict[str, Any], val_size: float) -> list[str]:
         )
     if ledger["prompt_differs"]:
         notes.append(
-            f"{ledger['prompt_differs']} rows begin with other tokens than chat would send: the "
-            "tokenizer joins the prompt's last character to the answer's first"
+            f"{ledger['prompt_differs']} rows begin with other tokens than chat would send: the tokenizer "
+            "joins the prompt's last character to the answer's first, or the template asks for an answer in "
+            "other words than those it stands in"
         )
     return notes

@@ -15,6 +15,7 @@ from pyft.data.cache import SampleCache, cache_folder, make_key
 from pyft.data.encode import RowEncoder
 from pyft.data.formats import RowFormat, describe
 from pyft.data.pipeline import FileChunk, Poll, choose_num_workers, encode_files
+from pyft.data.reading.chunks import head_id
 from pyft.data.reading.files import DataFile, content_id, expand_source, stream_id
 from pyft.data.samples import EncodeOptions
 from pyft.data.store import SampleStore, StoreWriter
@@ -88,7 +89,7 @@ class SourceReader:
         for file in expand_source(source)[0]:
             if file not in self._content_ids:
                 self._poll()
-                self._content_ids[file] = (stream_id if self._streams(source) else content_id)(file)
+                self._content_ids[file] = self._name_content(source, file)
         return [self._content_ids[file] for file in expand_source(source)[0]]
 
     def prepare(self, source: DataSource) -> PreparedSource:
@@ -127,6 +128,12 @@ class SourceReader:
             "kinds": [[file.kind, file.compression] for file in files],
             "first_rows": self._first_rows(source),
         }
+
+    def _name_content(self, source: DataSource, file: DataFile) -> str:
+        if not self._streams(source):
+            return content_id(file)
+        head = "" if file.kind == "hub" else f" {head_id(file, STREAM_ROWS)}"
+        return stream_id(file) + head
 
     def _first_rows(self, source: DataSource) -> int:
         """Of a stream only the beginning is prepared; 0 for all rows."""

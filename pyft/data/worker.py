@@ -119,8 +119,7 @@ class _Builder:
         tally["tokens_cut"] += row.tokens_cut
         if not row.samples:
             result.dropped[row.dropped or "no_trained_tokens"] += 1
-            if row.dropped == "overlong":
-                result.longest_dropped = max(result.longest_dropped, row.longest)
+            result.longest_dropped = max(result.longest_dropped, row.longest)
             return
         tally["turns_cut"] += row.turns_cut
         tally["rows_split"] += len(row.samples) > 1

@@ -217,6 +217,8 @@ def test_all_rows_too_long(command, fail):
     for _ in range(2):
         text = fail(3, "data.max_length=4", prepared=True)
         assert "none of the 4 rows is left to train on" in text and "data.max_length" in text
+    text = fail(3, "data.max_length=4", "data.overlong=truncate", prepared=True)
+    assert "no_trained_tokens 4" in text and "raise data.max_length (now 4; the longest row has" in text
     shutil.rmtree(command.cache)
     assert "data.jsonl:1: the row has" in fail(3, "data.max_length=4", "data.overlong=error")
 

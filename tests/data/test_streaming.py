@@ -66,6 +66,20 @@ def names_in(source, tokenizer, first: int = 0) -> list[list[str]]:
     return found
 
 
+def test_a_change_anywhere_in_the_first_rows_is_seen(write_rows, run, tmp_path):
+    # Blanks behind the rows put some beyond the first and the last MiB.
+    lines = [json.dumps(row).ljust(60_000) for row in make_rows(80)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    before, _ = run(path)
+    lines[25] = lines[25].replace("a 25.", "b 25.")
+    path.write_text("\n".join(lines), encoding="utf-8")
+    after, tokenizer = run(path)
+    assert before.fingerprint != after.fingerprint
+    text = tokenizer.backend_tokenizer.decode(after.samples_in_order[25].input_ids)
+    assert "b 25." in text
+
+
 def test_every_row_once_before_any_comes_again(write_rows, run):
     prepared, tokenizer = run(write_rows(make_rows(100)), num_batches=60)
     names = names_in(prepared.train, tokenizer)

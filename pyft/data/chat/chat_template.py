@@ -9,8 +9,8 @@ A template for which neither gives a mask is refused, and so is one that writes 
 turn, or whose marks leave that token out, or take in more than answers.
 
 Control tokens that contents, calls or tools spell are text: those are the tokenizer's special tokens, and
-what the template itself writes around answers. Other tokens, like the `<think>` of some models, are words
-that answers may write themselves.
+what the template itself writes around answers. Of these an answer may write what is not special, like the
+`<think>` of some models: it is a word of the model's, and the template may look for it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,8 @@ from typing import Any
 
 from pyft.config import ConfigError
 from pyft.data.chat.builtin import BUILTIN_TEMPLATES, BuiltinTemplate
-from pyft.data.chat.masks import (
-    check_kept,
-    count_shortened,
-    find_end_mark,
-    find_prompt_ends,
-    find_spans,
-    trim_span,
-)
+from pyft.data.chat.kept import check_kept, check_tool_results, count_shortened
+from pyft.data.chat.masks import find_end_mark, find_prompt_ends, find_spans, trim_span
 from pyft.data.chat.probes import check_marks, find_written, places_reasoning, places_tools
 from pyft.data.chat.rendering import (
     MAX_PLACEHOLDERS,
@@ -96,6 +90,7 @@ class ChatTemplate:
             self.control_tokens |= set(builtin.control_tokens)
             self.supports_tools = builtin.supports_tools
         self._set_controls()
+        self._in_answers = _match_any(special_spellings(tokenizer) | {self.end_mark})
 
     @cached_property
     def supports_reasoning(self) -> bool:
@@ -139,7 +134,7 @@ class ChatTemplate:
                 filled = frame.fill([turn.content for turn in messages], self._controls)
                 num_named = sum(bool(turn.name) for turn in messages)
                 return replace(filled, turns_shortened=num_named) if num_named else filled
-        held, held_tools, spellings = hold_back(messages, tools, self._controls)
+        held, held_tools, spellings = hold_back(messages, tools, self._controls, self._in_answers)
         text, spans = self._render_text(held, held_tools, add_generation_prompt)
         if add_generation_prompt:
             return put_back(text, (), (), spellings)
@@ -147,6 +142,7 @@ class ChatTemplate:
             prompt_ends: Sequence[int | None] = [start for start, _ in spans]
         else:
             spans, prompt_ends = self._find_learned(held, held_tools, text, spans)
+            check_tool_results(held, lambda turns: self._learned_text(turns, held_tools))
         whole = put_back(text, spans, prompt_ends, spellings)
         return replace(whole, turns_shortened=count_shortened(held, text))
 
@@ -207,8 +203,7 @@ class ChatTemplate:
         self._compiled = compile_template(self.source)
 
     def _set_controls(self) -> None:
-        spellings = sorted(self.control_tokens, key=len, reverse=True)
-        self._controls = re.compile("|".join(re.escape(spelling) for spelling in spellings))
+        self._controls = _match_any(self.control_tokens)
 
     def _get_frame(self, roles: tuple[str, ...], add_generation_prompt: bool) -> Frame | None:
         key = (add_generation_prompt, roles)
@@ -256,6 +251,10 @@ class ChatTemplate:
             raise TemplateFailure(f"it marks {len(spans)} generations in {len(prompt_ends)} assistant turns")
         return [trim_span(text, span, self.end_mark) for span in spans], prompt_ends
 
+    def _learned_text(self, messages: Sequence[Message], tools: Tools) -> str:
+        text, spans = self._render_text(messages, tools, False)
+        return "".join(text[start:end] for start, end in self._find_learned(messages, tools, text, spans)[0])
+
     def _find_end_mark(self, tokenizer: Any) -> str:
         tokens = sorted(tokenizer.added_tokens_encoder, key=len, reverse=True)
         try:
@@ -274,7 +273,13 @@ class ChatTemplate:
     def _find_control_tokens(self, tokenizer: Any) -> set[str]:
         """Find the tokens that somebody else's template writes, special or not."""
         self._set_controls()
+        self._in_answers = self._controls
         try:
             return find_written(self.render, tokenizer.added_tokens_encoder)
         except TemplateFailure as error:
             raise ConfigError(f"{self.name} chat template cannot be used: {error} {_NAME_ONE}") from None
+
+
+def _match_any(spellings: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(spellings, key=len, reverse=True)
+    return re.compile("|".join(re.escape(spelling) for spelling in longest_first))

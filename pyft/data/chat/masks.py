@@ -113,42 +113,6 @@ def find_spans(
     return spans
 
 
-def check_kept(messages: Sequence[Message], text: str) -> None:
-    """Refuse a template that leaves out what somebody said.
-
-    Args:
-        messages: The conversation.
-        text: What it renders to.
-
-    Raises:
-        TemplateFailure: It does.
-    """
-    for index, message in enumerate(messages):
-        if message.role != "assistant" and message.content.strip() not in text:
-            raise TemplateFailure(f"it leaves out the {message.role} text of turn {index + 1}")
-
-
-def count_shortened(messages: Sequence[Message], text: str) -> int:
-    """Count the turns of which a template leaves out the thinking or the speaker's name.
-
-    Args:
-        messages: The conversation.
-        text: What it renders to.
-
-    Returns:
-        How many. The name of a tool is not missed: the call before it has it.
-    """
-    return sum(not all(part in text for part in _list_omissible(message)) for message in messages)
-
-
-def _list_omissible(message: Message) -> list[str]:
-    parts = [message.name] if message.name and message.role != "tool" else []
-    if message.role == "assistant":
-        lead, _, thought = message.content.rpartition("</think>")[0].partition("<think>")
-        parts += [part.strip() for part in (lead, thought, message.reasoning_content or "")]
-    return parts
-
-
 def trim_span(text: str, span: Span, end_mark: str) -> Span:
     """Leave out blanks that a template's marks enclose after the end mark: nothing after it is learned.
 
@@ -192,28 +156,33 @@ class _Places:
 
     def __init__(self, messages: Sequence[Message], text: str, render: Render) -> None:
         self._text = text
-        self._messages = messages
         unused = unused_characters([text, *(message.content for message in messages)])
-        cores: dict[str, str] = {}
+        parts: dict[str, str] = {}
         owners: dict[str, int] = {}
         blanked = []
         for index, message in enumerate(messages):
             content, keys = _blank(message, unused)
             blanked.append(replace(message, content=content))
-            cores |= keys
+            parts |= keys
             owners |= dict.fromkeys(keys, index)
         self._spans: list[Span] = []
+        self._leads: list[str] = []
+        """The blanks that each part begins with."""
         self._of_message: dict[int, list[int]] = {}
-        self._put_back(render(blanked), cores, owners)
+        self._put_back(render(blanked), parts, owners)
 
-    def _put_back(self, frame: str, cores: dict[str, str], owners: dict[str, int]) -> None:
+    def _put_back(self, frame: str, parts: dict[str, str], owners: dict[str, int]) -> None:
         built = ""
-        pattern = f"([{''.join(cores)}])" if cores else "(?!)()"
-        for part in re.split(pattern, frame):
-            if part in cores:
-                self._of_message.setdefault(owners[part], []).append(len(self._spans))
-                self._spans.append((len(built), len(built) + len(cores[part])))
-            built += cores.get(part, part)
+        pattern = f"([{''.join(parts)}])" if parts else "(?!)()"
+        for piece in re.split(pattern, frame):
+            core = piece
+            if piece in parts:
+                part = parts[piece]
+                core = part.strip()
+                self._of_message.setdefault(owners[piece], []).append(len(self._spans))
+                self._spans.append((len(built), len(built) + len(core)))
+                self._leads.append(part[: len(part) - len(part.lstrip())])
+            built += core
         if built != self._text:
             raise TemplateFailure(_REWRITES)
 
@@ -224,7 +193,7 @@ class _Places:
             first = own[0]
             gap_start = self._spans[first - 1][1] if first else 0
             place = self._text.rfind(head, gap_start, self._spans[first][0]) if head else -1
-            return place + len(head) if place >= 0 else self._with_lead(index, self._spans[first][0])
+            return place + len(head) if place >= 0 else self._with_lead(first)
         # Nothing but calls in it: right after the contents before it the template writes its head.
         earlier = [place for before in range(index) for place in self._of_message.get(before, [])]
         gap_start = self._spans[max(earlier)][1] if earlier else 0
@@ -233,15 +202,17 @@ class _Places:
             raise TemplateFailure(f"the answer of turn {index + 1} is not found in what it renders")
         return place + len(head)
 
-    def _with_lead(self, index: int, start: int) -> int:
-        """A content's blanks at its beginning are its own where the template keeps them."""
-        content = self._messages[index].content
-        lead = content[: len(content) - len(content.lstrip())]
+    def _with_lead(self, place: int) -> int:
+        """The blanks at the beginning of a part are its own where the template keeps them."""
+        start, lead = self._spans[place][0], self._leads[place]
         return start - len(lead) if self._text.endswith(lead, 0, start) else start
 
 
 def _blank(message: Message, unused: Iterator[str]) -> tuple[str, dict[str, str]]:
-    """Put placeholders into a content, but for blanks at its ends and the tags of a thinking part."""
+    """Put placeholders into a content, but for blanks at its ends and the tags of a thinking part.
+
+    Returns what is to be rendered, and which part of the content each placeholder stands for.
+    """
     keys: dict[str, str] = {}
 
     def blank(text: str) -> str:
@@ -249,7 +220,7 @@ def _blank(message: Message, unused: Iterator[str]) -> tuple[str, dict[str, str]
         if not core:
             return text
         key = next(unused)
-        keys[key] = core
+        keys[key] = text
         return text.replace(core, key, 1)
 
     before, closing, after = message.content.rpartition("</think>")

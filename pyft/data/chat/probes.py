@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import takewhile
 
-from pyft.data.chat.masks import find_prompt_ends, trim_span
+from pyft.data.chat.masks import trim_span
 from pyft.data.chat.rendering import Rendered, Span, Tools, placeholders
 from pyft.data.chat.sandbox import TemplateFailure
 from pyft.data.conversation import Message
@@ -50,9 +51,11 @@ def check_marks(render: Callable[[Sequence[Message], bool], tuple[str, list[Span
     text, spans = render(_TALK, False)
     if len(spans) != 2:
         raise TemplateFailure(f"it marks {len(spans)} generations in 2 assistant turns")
-    prompt_ends = find_prompt_ends(_TALK, text, lambda messages: render(messages, True)[0])
-    for answer, span, prompt_end in zip(_TALK[1::2], spans, prompt_ends, strict=True):
+    for turn, span in zip((1, 3), spans, strict=True):
+        answer = _TALK[turn]
         start, end = trim_span(text, span, end_mark)
+        # What the prompt writes too, be it the text's beginning or not, the model is given.
+        given = _count_equal(text, render(_TALK[:turn], True)[0])
         if answer.content not in text[start:end]:
             raise TemplateFailure("its generation marks leave the answer out: put them around it")
         if not text[start:end].endswith(end_mark):
@@ -60,12 +63,16 @@ def check_marks(render: Callable[[Sequence[Message], bool], tuple[str, list[Span
                 f"it leaves {end_mark} out of what is learned, so the model would never learn to stop: "
                 "put it inside the generation marks"
             )
-        if any(message.content in text[start:end] for message in _TALK if message is not answer) or (
-            prompt_end is not None and start < prompt_end
-        ):
+        others = (message for message in _TALK if message is not answer)
+        if start < given or any(message.content in text[start:end] for message in others):
             raise TemplateFailure(
                 "its generation marks take in more than the answer: begin them after the head of the turn"
             )
+
+
+def _count_equal(one: str, other: str) -> int:
+    """Characters that two texts begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def find_written(render: Callable[[Sequence[Message]], Rendered], tokens: Iterable[str]) -> set[str]:

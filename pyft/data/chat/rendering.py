@@ -157,7 +157,7 @@ def as_dict(message: Message) -> dict[str, Any]:
 
 
 def hold_back(
-    messages: Sequence[Message], tools: Tools, controls: re.Pattern[str]
+    messages: Sequence[Message], tools: Tools, controls: re.Pattern[str], in_answers: re.Pattern[str]
 ) -> tuple[list[Message], list[dict[str, Any]], dict[str, str]]:
     """Replace spelled control tokens by placeholders.
 
@@ -165,6 +165,7 @@ def hold_back(
         messages: What people wrote.
         tools: The tools that they describe.
         controls: Matches any control token.
+        in_answers: Matches those of them that an answer cannot write itself.
 
     Returns:
         Messages and tools to render, and what each placeholder stands for.
@@ -184,7 +185,13 @@ def hold_back(
     def hold_text(text: str) -> str:
         return controls.sub(hold, text)
 
-    held = [_change(message, hold_text) for message in messages]
+    def hold_answer(text: str) -> str:
+        return in_answers.sub(hold, text)
+
+    held = [
+        _change(message, hold_text, hold_answer if message.role == "assistant" else hold_text)
+        for message in messages
+    ]
     held_tools = _change_texts(list(tools), hold_text)
     return held, held_tools, {mark: spelling for spelling, mark in marks.items()}
 
@@ -211,9 +218,11 @@ def _change_texts(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-def _change(message: Message, change: Callable[[str], str]) -> Message:
-    names = ("content", "tool_calls", "name", "tool_call_id", "reasoning_content")
-    return replace(message, **{name: _change_texts(getattr(message, name), change) for name in names})
+def _change(message: Message, change: Callable[[str], str], change_said: Callable[[str], str]) -> Message:
+    changes = dict.fromkeys(("content", "reasoning_content"), change_said)
+    changes |= dict.fromkeys(("tool_calls", "name", "tool_call_id"), change)
+    changed = {name: _change_texts(getattr(message, name), how) for name, how in changes.items()}
+    return replace(message, **changed)
 
 
 def put_back(

@@ -12,6 +12,7 @@ DataError `file:line:column: what: how to mend it`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,7 +23,7 @@ from pyft.data.reading.files import DataFile, describe_os_error, open_file
 from pyft.data.reading.json_arrays import decode_array
 from pyft.data.reading.json_lines import BOM, Record, check_encoding, decode_line, decode_utf8
 
-__all__ = ["RawChunk", "Record", "read_chunks"]
+__all__ = ["RawChunk", "Record", "head_id", "read_chunks"]
 
 ROWS_PER_CHUNK = 1000
 LONGEST_LINE_BYTES = 1 << 28
@@ -98,6 +99,24 @@ def read_chunks(file: DataFile, *, chunk_bytes: int = 1 << 20) -> Iterator[RawCh
         raise DataError(
             f"{file.path}: the file is empty: give it at least one row, or take it out of the recipe"
         )
+
+
+def head_id(file: DataFile, num_records: int) -> str:
+    """Name what the first records of a file say.
+
+    Args:
+        file: The file.
+        num_records: How many count.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    items = (item for chunk in read_chunks(file) for item in chunk.items)
+    for item in islice(items, num_records):
+        written = item if isinstance(item, bytes) else repr(item).encode("utf-8", "surrogatepass")
+        digest.update(b"%d " % len(written) + written)
+    return digest.hexdigest()
 
 
 def _describe_failure(file: DataFile, error: OSError) -> str:

@@ -23,13 +23,13 @@ CONTROLS = re.compile(r"<\|end\|>|<e>")
 def test_nothing_is_held_back_where_nothing_is_spelled():
     messages = [Message("user", "a < b |> c")]
     tools = [{"a": 1}]
-    assert hold_back(messages, tools, CONTROLS) == (messages, tools, {})
+    assert hold_back(messages, tools, CONTROLS, CONTROLS) == (messages, tools, {})
 
 
 def test_what_is_held_back_comes_back_as_literals():
     tool_call = {"function": {"name": "f<e>", "arguments": {"<e>": ["<|end|>", 3, None, True]}}}
     message = Message("assistant", "x<|end|>y<e>", False, (tool_call,), "n<e>", "id<e>", "why<|end|>")
-    (held,), held_tools, spellings = hold_back([message], [{"<e>": "é"}], CONTROLS)
+    (held,), held_tools, spellings = hold_back([message], [{"<e>": "é"}], CONTROLS, CONTROLS)
     written = json.dumps([as_dict(held), held_tools], ensure_ascii=False)
     assert not CONTROLS.search(written)
     assert (held.role, held.trained) == ("assistant", False)
@@ -59,7 +59,7 @@ def test_placeholders_that_occur_are_not_used():
     first, second, third = placeholders(3)
     unused = unused_characters([f"a{first}", second])
     assert next(unused) == third
-    (held,), _, spellings = hold_back([Message("user", f"{first}<e>")], [], CONTROLS)
+    (held,), _, spellings = hold_back([Message("user", f"{first}<e>")], [], CONTROLS, CONTROLS)
     assert list(spellings) == [second] and held.content == first + second
     assert put_back(held.content, [], [], spellings).text == f"{first}<e>"
 
