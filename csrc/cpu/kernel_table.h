@@ -12,6 +12,22 @@ void nf4_quantize(const void* weight, DType dtype, std::int64_t num_weights, std
 void nf4_dequantize(const Nf4View& weight, std::int64_t first, std::int64_t last, DType out_dtype, void* out);
 void nf4_dequantize_floats(const Nf4View& weight, std::int64_t first, std::int64_t last,
                            bool round_to_bfloat16, float* out);
+
+// For gemm_packing.h only, not in the table. Both want rows that are whole blocks of 64.
+//
+// Row `row` from column0 on, both ends at blocks: `width` values to `out`, the next `width` to
+// out + run_stride, and so on. `width` divides 64.
+void nf4_dequantize_runs(const Nf4View& weight, std::int64_t row, std::int64_t column0,
+                         std::int64_t num_columns, bool round_to_bfloat16, std::int64_t width,
+                         std::int64_t run_stride, float* out);
+// num_rows <= kLanes rows from row0 on as columns: element (row0 + r, k0 + k) to out[k * width + r], zeros in
+// the other lanes; k0 is a multiple of 64, num_k of 64 and 8 * kLanes. A lane holds eight codes of its row as
+// one word, so that shifting every lane alike and looking it up gives a column: only the words are
+// transposed.
+void nf4_dequantize_transposed(const Nf4View& weight, std::int64_t row0, std::int64_t num_rows,
+                               std::int64_t k0, std::int64_t num_k, bool round_to_bfloat16,
+                               std::int64_t width, float* out);
+
 void dropout_factors(std::uint64_t seed, std::int64_t first_entry, std::int64_t n, std::uint32_t threshold,
                      float keep_scale, float* factors);
 void row_max_and_sum(const void* row, DType dtype, std::int64_t n, float* max, double* sum);

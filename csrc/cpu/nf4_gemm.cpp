@@ -2,10 +2,10 @@
 //
 //     y  [T, N] = x [T, K] W^T + bias        dX [T, K] = dY [T, N] W        W [N, K] in NF4
 //
-// Threads share the output tiles, kTileTokens x kTileFeatures each; gemm dequantises the part of W a tile
-// needs into its packed panels (256 KB a thread), so there is never a dequantised copy of W. W is dequantised
-// once for every kTileTokens tokens. An element of the output is summed over the whole of K (or N) by one
-// thread, in one order.
+// Threads share the output tiles, kTileTokens x tile_features each; gemm dequantises the part of W a tile
+// needs into its packed panels (at most 256 KB a thread), so there is never a dequantised copy of W. W is
+// dequantised once for every kTileTokens tokens. An element of the output is summed over the whole of K (or
+// N) by one thread, in one order.
 #include <algorithm>
 #include <cstdint>
 
@@ -19,7 +19,14 @@ namespace pyft::cpu {
 namespace {
 
 constexpr std::int64_t kTileTokens = 384;
-constexpr std::int64_t kTileFeatures = 256;
+constexpr std::int64_t kManyTokens = 128;
+
+// Every tile packs its tokens again, so wide tiles for many tokens; for few, tiles enough to share out
+// evenly. Whole blocks of 64 keep to gemm's fast way through NF4.
+std::int64_t tile_features(std::int64_t num_tokens, std::int64_t num_features) {
+  if (num_tokens > kManyTokens) return 256;
+  return num_features > 2048 ? 128 : 64;
+}
 
 // One tile of the output, in float32, becomes y: bias added, rounded to y's dtype.
 void store_tile(const float* tile, std::int64_t num_tokens, std::int64_t num_features, const TensorRef& bias,
@@ -54,13 +61,14 @@ void product(const TensorRef& in, const MatrixView& b, const TensorRef& bias, co
              int num_threads) {
   const std::int64_t num_tokens = out.shape[0], num_features = out.shape[1], num_inner = in.shape[1];
   const MatrixView a = dense_view(in.data, in.dtype, num_inner);
-  const std::int64_t tiles_across = (num_features + kTileFeatures - 1) / kTileFeatures;
+  const std::int64_t width = tile_features(num_tokens, num_features);
+  const std::int64_t tiles_across = (num_features + width - 1) / width;
   const std::int64_t tiles_down = (num_tokens + kTileTokens - 1) / kTileTokens;
   parallel_for(num_threads, tiles_across * tiles_down, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t index = begin; index < end; ++index) {
-      const std::int64_t t0 = index % tiles_down * kTileTokens, f0 = index / tiles_down * kTileFeatures;
+      const std::int64_t t0 = index % tiles_down * kTileTokens, f0 = index / tiles_down * width;
       const std::int64_t tokens = std::min(kTileTokens, num_tokens - t0);
-      const std::int64_t features = std::min(kTileFeatures, num_features - f0);
+      const std::int64_t features = std::min(width, num_features - f0);
       float* tile = scratch_floats(Scratch::kTile, tokens * features);
       gemm(tokens, features, num_inner, offset_view(a, t0, 0), offset_view(b, 0, f0), tile, features, false);
       store_tile(tile, tokens, features, bias, f0, out, t0);

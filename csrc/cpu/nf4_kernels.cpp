@@ -24,56 +24,74 @@ float block_scale(const Nf4View& weight, std::int64_t block) {
   return centred + weight.offset;
 }
 
-// The 16 values a block can hold.
-struct BlockTable {
-  BlockTable(float scale, bool to_bfloat16) {
-    for (int i = 0; i < 16; i += kLanes) {
-      const FloatVector products = load(kNf4Codebook + i) * scale;
-      store(values + i, to_bfloat16 ? round_to_bfloat16(products) : products);
-    }
-  }
-  float values[16];
+// The 16 values that codes stand for, in registers: of the codebook, or of one block.
+struct Table {
+  FloatVector parts[16 / kLanes];
 };
 
-// Looks up num_bytes bytes of two codes each.
-void look_up_pairs(const BlockTable& table, const std::uint8_t* codes, std::int64_t num_bytes, float* out) {
-  std::int64_t i = 0;
+Table codebook() {
+  Table table;
+  for (int i = 0; i < 16; i += kLanes) table.parts[i / kLanes] = load(kNf4Codebook + i);
+  return table;
+}
+
+Table block_table(float scale, bool to_bfloat16) {
+  Table table = codebook();
+  for (FloatVector& part : table.parts) {
+    part *= scale;
+    if (to_bfloat16) part = round_to_bfloat16(part);
+  }
+  return table;
+}
+
+// Lane by lane, the entry that the low four bits of `index` name.
+inline FloatVector look_up(const Table& table, IntVector index) {
 #if defined(__GNUC__) && !defined(__clang__) && PYFT_VECTOR_BYTES >= 32
-  // One vector of results from kLanes / 2 bytes: every group of eight lanes gets its four bytes as one word,
-  // each lane shifts its nibble down, and a permutation of the table's registers looks it up.
+  const FloatVector found = __builtin_shuffle(table.parts[0], index);
+  if constexpr (kLanes == 16) return found;
+  return (index << 28) < 0 ? __builtin_shuffle(table.parts[16 / kLanes - 1], index) : found;
+#else
+  float values[16];
+  std::memcpy(values, table.parts, sizeof values);
+  FloatVector found;
+  for (int lane = 0; lane < kLanes; ++lane) found[lane] = values[index[lane] & 15];
+  return found;
+#endif
+}
+
+// Looks up kLanes codes: every group of eight lanes gets its four bytes as one word, and each lane shifts its
+// code down.
+inline FloatVector look_up_run(const Table& table, const std::uint8_t* codes) {
   IntVector shifts, in_second_group;
   for (int lane = 0; lane < kLanes; ++lane) {
     shifts[lane] = 8 * (lane % 8 / 2) + (lane % 2 ? 0 : 4);
     in_second_group[lane] = lane < 8 ? 0 : -1;
   }
-  const FloatVector low = load(table.values);
-  const FloatVector high = load(table.values + 16 - kLanes);
-  for (; i + kLanes / 2 <= num_bytes; i += kLanes / 2) {
-    std::int32_t words[2] = {};
-    std::memcpy(words, codes + i, kLanes / 2);
-    const IntVector first = IntVector{} + words[0];
-    const IntVector packed = kLanes == 16 ? (in_second_group ? IntVector{} + words[1] : first) : first;
-    const IntVector index = packed >> shifts;
-    const FloatVector from_low = __builtin_shuffle(low, index);
-    store(out + 2 * i, kLanes == 16       ? from_low
-                       : (index & 8) != 0 ? __builtin_shuffle(high, index)
-                                          : from_low);
-  }
-#endif
-  for (; i < num_bytes; ++i) {
-    out[2 * i] = table.values[codes[i] >> 4];
-    out[2 * i + 1] = table.values[codes[i] & 15];
-  }
+  std::int32_t words[2] = {};
+  std::memcpy(words, codes, kLanes / 2);
+  const IntVector first = IntVector{} + words[0];
+  return look_up(table,
+                 (kLanes == 16 ? (in_second_group ? IntVector{} + words[1] : first) : first) >> shifts);
 }
 
 // Flat elements [first, last) of one block.
-void dequantize_in_block(const BlockTable& table, const std::uint8_t* codes, std::int64_t first,
-                         std::int64_t last, float* out) {
-  if (first % 2 && first < last) *out++ = table.values[codes[first++ / 2] & 15];
-  const std::int64_t num_bytes = (last - first) / 2;
-  look_up_pairs(table, codes + first / 2, num_bytes, out);
-  if ((last - first) % 2) out[2 * num_bytes] = table.values[codes[last / 2] >> 4];
+void dequantize_in_block(const Table& table, const std::uint8_t* codes, std::int64_t first, std::int64_t last,
+                         float* out) {
+  while (first < last) {
+    if (first % 2 == 0 && first + kLanes <= last) {
+      store(out, look_up_run(table, codes + first / 2));
+      first += kLanes;
+      out += kLanes;
+    } else {
+      const int code = first % 2 ? codes[first / 2] & 15 : codes[first / 2] >> 4;
+      *out++ = look_up(table, IntVector{} + code)[0];
+      ++first;
+    }
+  }
 }
+
+// Callers walk down the rows of a weight, a few codes of each: a pattern no prefetcher of the hardware sees.
+constexpr std::int64_t kRowsAhead = 16;
 
 template <typename T>
 float to_float(T value);
@@ -182,9 +200,59 @@ void nf4_dequantize_floats(const Nf4View& weight, std::int64_t first, std::int64
     const std::int64_t block = first / kNf4BlockSize;
     const std::int64_t block_end = (block + 1) * kNf4BlockSize;
     const std::int64_t end = block_end < last ? block_end : last;
-    dequantize_in_block(BlockTable(block_scale(weight, block), to_bfloat16), weight.codes, first, end, out);
+    dequantize_in_block(block_table(block_scale(weight, block), to_bfloat16), weight.codes, first, end, out);
     out += end - first;
     first = end;
+  }
+}
+
+void nf4_dequantize_runs(const Nf4View& weight, std::int64_t row, std::int64_t column0,
+                         std::int64_t num_columns, bool to_bfloat16, std::int64_t width,
+                         std::int64_t run_stride, float* out) {
+  const std::int64_t first = row * weight.num_columns + column0;
+  for (std::int64_t i = first; i < first + num_columns; i += kNf4BlockSize) {
+    const Table table = block_table(block_scale(weight, i / kNf4BlockSize), to_bfloat16);
+    const std::uint8_t* codes = weight.codes + i / 2;
+    __builtin_prefetch(codes + kRowsAhead * weight.num_columns / 2);
+    for (std::int64_t run = 0; run < kNf4BlockSize; run += width, out += run_stride) {
+      for (std::int64_t j = 0; j < width; j += kLanes) {
+        store(out + j, look_up_run(table, codes + (run + j) / 2));
+      }
+    }
+  }
+}
+
+void nf4_dequantize_transposed(const Nf4View& weight, std::int64_t row0, std::int64_t num_rows,
+                               std::int64_t k0, std::int64_t num_k, bool to_bfloat16, std::int64_t width,
+                               float* out) {
+  constexpr int kCodesPerWord = 8;
+  const Table table = codebook();
+  const std::int64_t blocks_per_row = weight.num_columns / kNf4BlockSize;
+  FloatVector scales = {};
+  for (std::int64_t k = k0; k < k0 + num_k; k += kCodesPerWord * kLanes) {
+    FloatVector words[kLanes];
+    for (int r = 0; r < kLanes; ++r) {
+      const std::uint8_t* codes = weight.codes + ((row0 + r) * weight.num_columns + k) / 2;
+      __builtin_prefetch(codes + kRowsAhead * weight.num_columns / 2);
+      words[r] = r < num_rows ? load_bits(codes) : FloatVector{};
+    }
+    transpose(words);
+    for (int word = 0; word < kLanes; ++word) {
+      if (word * kCodesPerWord % kNf4BlockSize == 0) {
+        float values[kLanes] = {};
+        const std::int64_t block = row0 * blocks_per_row + (k + word * kCodesPerWord) / kNf4BlockSize;
+        for (std::int64_t r = 0; r < num_rows; ++r)
+          values[r] = block_scale(weight, block + r * blocks_per_row);
+        scales = load(values);
+        scales = scales == scales ? scales : FloatVector{} + __builtin_nanf("");  // for round_plain
+      }
+      const IntVector codes = reinterpret_cast<IntVector>(words[word]);
+#pragma GCC unroll 8
+      for (int i = 0; i < kCodesPerWord; ++i, out += width) {
+        const FloatVector value = look_up(table, codes >> (i % 2 ? 4 * i - 4 : 4 * i + 4)) * scales;
+        store(out, to_bfloat16 ? round_plain_to_bfloat16(value) : value);
+      }
+    }
   }
 }
 

@@ -23,11 +23,14 @@ typedef std::uint32_t BitsVector __attribute__((vector_size(PYFT_VECTOR_BYTES)))
 typedef std::int32_t IntVector __attribute__((vector_size(PYFT_VECTOR_BYTES)));
 constexpr int kLanes = PYFT_VECTOR_BYTES / 4;
 
-static inline FloatVector load(const float* from) {
+// A whole vector of whatever lies at `from`.
+static inline FloatVector load_bits(const void* from) {
   FloatVector vector;
   std::memcpy(&vector, from, sizeof vector);
   return vector;
 }
+
+static inline FloatVector load(const float* from) { return load_bits(from); }
 
 static inline void store(float* to, FloatVector vector) { std::memcpy(to, &vector, sizeof vector); }
 
@@ -48,25 +51,58 @@ static inline FloatVector round_to_bfloat16(FloatVector value) {
   return reinterpret_cast<FloatVector>(value == value ? rounded : quiet);
 }
 
-// rows[i] lane j <-> rows[j] lane i: log2(kLanes) rounds that interleave row i with row i + kLanes / 2.
+// The same where a NaN can only be the quiet one without a payload, which the addition leaves a NaN.
+static inline FloatVector round_plain_to_bfloat16(FloatVector value) {
+  const BitsVector bits = reinterpret_cast<BitsVector>(value);
+  return reinterpret_cast<FloatVector>((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
+}
+
+#if defined(__GNUC__) && !defined(__clang__)
+// Swaps the upper kWidth lanes of each group of 2 kWidth in rows[i] with the lower ones in rows[i + kWidth].
+template <int kWidth>
+static inline void swap_blocks(FloatVector (&rows)[kLanes]) {
+  IntVector upper, lower;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    upper[lane] = lane & kWidth ? lane - kWidth + kLanes : lane;
+    lower[lane] = lane & kWidth ? lane + kLanes : lane + kWidth;
+  }
+#pragma GCC unroll 2
+  for (int group = 0; group < kLanes; group += 2 * kWidth) {
+#pragma GCC unroll 8
+    for (int i = group; i < group + kWidth; ++i) {
+      const FloatVector above = rows[i], below = rows[i + kWidth];
+      rows[i] = __builtin_shuffle(above, below, upper);
+      rows[i + kWidth] = __builtin_shuffle(above, below, lower);
+    }
+  }
+}
+#endif
+
+// rows[i] lane j <-> rows[j] lane i: first within the 4 x 4 blocks of every 16 bytes, then those blocks among
+// each other.
 static inline void transpose(FloatVector (&rows)[kLanes]) {
 #if defined(__GNUC__) && !defined(__clang__)
-  IntVector low, high;
+  IntVector low, high, low_pairs, high_pairs;
   for (int lane = 0; lane < kLanes; ++lane) {
-    low[lane] = lane / 2 + lane % 2 * kLanes;
-    high[lane] = low[lane] + kLanes / 2;
+    const int quad = lane / 4 * 4, i = lane % 4;
+    low[lane] = quad + i / 2 + i % 2 * kLanes;
+    high[lane] = low[lane] + 2;
+    low_pairs[lane] = quad + i % 2 + i / 2 * kLanes;
+    high_pairs[lane] = low_pairs[lane] + 2;
   }
 #pragma GCC unroll 4
-  for (int round = 1; round < kLanes; round *= 2) {
-    FloatVector next[kLanes];
-#pragma GCC unroll 8
-    for (int i = 0; i < kLanes / 2; ++i) {
-      next[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+  for (int i = 0; i < kLanes; i += 4) {
+    const FloatVector a = __builtin_shuffle(rows[i], rows[i + 1], low);
+    const FloatVector b = __builtin_shuffle(rows[i], rows[i + 1], high);
+    const FloatVector c = __builtin_shuffle(rows[i + 2], rows[i + 3], low);
+    const FloatVector d = __builtin_shuffle(rows[i + 2], rows[i + 3], high);
+    rows[i] = __builtin_shuffle(a, c, low_pairs);
+    rows[i + 1] = __builtin_shuffle(a, c, high_pairs);
+    rows[i + 2] = __builtin_shuffle(b, d, low_pairs);
+    rows[i + 3] = __builtin_shuffle(b, d, high_pairs);
   }
+  if constexpr (kLanes >= 8) swap_blocks<4>(rows);
+  if constexpr (kLanes >= 16) swap_blocks<8>(rows);
 #else
   for (int i = 0; i < kLanes; ++i) {
     for (int j = 0; j < i; ++j) {
