@@ -167,6 +167,25 @@ def test_parallel_for_keeps_its_promises(flags, tmp_path):
     assert (done.returncode, done.stdout) == (0, "all kept\n"), done.stdout + done.stderr
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["-DPYFT_VECTOR_BYTES=64"], ["-DPYFT_VECTOR_BYTES=64", "-DPYFT_BFLOAT16_PAIRS"]],
+    ids=["own width", "as wide as avx512", "in pairs as avx512_bf16"],
+)
+def test_matrix_products_of_instruction_sets_this_machine_may_lack(flags, tmp_path):
+    program = tmp_path / "gemm_test"
+    kernels = [str(CSRC / "cpu" / f"{name}.cpp") for name in ("gemm_kernels", "nf4_kernels", "scratch")]
+    built = run(
+        "c++", "-std=c++17", "-O1", "-Wno-psabi", "-ffp-contract=off", "-DPYFT_ISA=tested", *flags,
+        "-I", str(CSRC), "-I", str(CSRC / "include"),
+        str(ROOT / "tests" / "native" / "gemm_test.cpp"), *kernels, "-o", str(program),
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    done = run(str(program))
+    assert (done.returncode, done.stdout) == (0, "all right\n"), done.stdout + done.stderr
+
+
 def configure(folder: Path, *options: str, **variables: str) -> subprocess.CompletedProcess:
     import pybind11
 

@@ -1,4 +1,5 @@
-// Float32 matrix product of one instruction set: C [M, N] = A [M, K] B [K, N].
+// Matrix product of one instruction set, summed in float32: C [M, N] = A [M, K] B [K, N]. Operands that are
+// both bfloat16 are multiplied in pairs of k where there is an instruction for it (bfloat16_pairs.h).
 //
 // Both operands are packed into panels, so that one register tile serves every orientation and element type:
 //
@@ -21,6 +22,7 @@
 // or as updates of C.
 #include <cstdint>
 
+#include "cpu/bfloat16_pairs.h"
 #include "cpu/gemm_packing.h"
 #include "cpu/kernel_table.h"
 #include "cpu/scratch.h"
@@ -44,34 +46,46 @@ constexpr std::int64_t kRowsAtOnce = 4;
 static_assert(kTileRows <= kLanes && kTileColumns % kLanes == 0, "a panel's row is packed by whole vectors");
 static_assert(kBlockM % kTileRows == 0 && kPackColumns % kTileColumns == 0, "blocks are whole tiles");
 
-// C tile = A panel * B panel over num_k, added to C when `accumulate`; only the first rows x columns are
-// written. A tile of fewer rows leaves out the panel's last ones; the smallest gives odd k sums of their own,
-// to have enough of them to keep the multipliers busy.
-template <int kRows>
-void tile(std::int64_t num_k, const float* a, const float* b, float* c, std::int64_t ldc, std::int64_t rows,
-          std::int64_t columns, bool accumulate) {
+// One step of a panel: sum + a * b, or the products of a pair.
+template <bool kPairs>
+inline FloatVector add_products(FloatVector sum, const float* a, FloatVector b) {
+  if constexpr (kPairs) {
+    std::uint32_t pair;
+    std::memcpy(&pair, a, sizeof pair);
+    return add_pair_products(sum, BitsVector{} + pair, reinterpret_cast<BitsVector>(b));
+  } else {
+    return sum + *a * b;
+  }
+}
+
+// C tile = A panel * B panel over num_steps rows of the panels, added to C when `accumulate`; only the first
+// rows x columns are written. A tile of fewer rows leaves out the panel's last ones; the smallest gives odd k
+// sums of their own, to have enough of them to keep the multipliers busy.
+template <bool kPairs, int kRows>
+void tile(std::int64_t num_steps, const float* a, const float* b, float* c, std::int64_t ldc,
+          std::int64_t rows, std::int64_t columns, bool accumulate) {
   if constexpr (kRows > 2) {
-    if (rows <= kRows - 2) return tile<kRows - 2>(num_k, a, b, c, ldc, rows, columns, accumulate);
+    if (rows <= kRows - 2) return tile<kPairs, kRows - 2>(num_steps, a, b, c, ldc, rows, columns, accumulate);
   }
   constexpr int kChains = kRows == 2 ? 2 : 1;
   FloatVector sums[kChains][kRows][kTileVectors] = {};
-  const auto add_products = [&](FloatVector(&to)[kRows][kTileVectors]) {
+  const auto step = [&](FloatVector(&to)[kRows][kTileVectors]) {
     FloatVector b_row[kTileVectors];
     for (int v = 0; v < kTileVectors; ++v) b_row[v] = load(b + v * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kTileVectors; ++v) to[r][v] += a[r] * b_row[v];
+      for (int v = 0; v < kTileVectors; ++v) to[r][v] = add_products<kPairs>(to[r][v], a + r, b_row[v]);
     }
     a += kTileRows;
     b += kTileColumns;
   };
-  std::int64_t k = 0;
-  for (; k + kChains <= num_k; k += kChains) {
+  std::int64_t done = 0;
+  for (; done + kChains <= num_steps; done += kChains) {
 #pragma GCC unroll 4
-    for (int chain = 0; chain < kChains; ++chain) add_products(sums[chain]);
+    for (int chain = 0; chain < kChains; ++chain) step(sums[chain]);
   }
-  for (; k < num_k; ++k) add_products(sums[0]);
+  for (; done < num_steps; ++done) step(sums[0]);
   for (int chain = 1; chain < kChains; ++chain) {
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < kTileVectors; ++v) sums[0][r][v] += sums[chain][r][v];
@@ -168,14 +182,9 @@ void gemm_few_rows(std::int64_t m, std::int64_t n, std::int64_t k, const MatrixV
   }
 }
 
-}  // namespace
-
-void gemm(std::int64_t m, std::int64_t n, std::int64_t k, const MatrixView& a, const MatrixView& b, float* c,
-          std::int64_t ldc, bool accumulate) {
-  if (m <= 0 || n <= 0) return;
-  if (k <= 0 || (m <= kFewRows && b.kind != MatrixView::Kind::kNf4)) {
-    return gemm_few_rows(m, n, k, a, b, c, ldc, accumulate);
-  }
+template <bool kPairs>
+void gemm_packed(std::int64_t m, std::int64_t n, std::int64_t k, const MatrixView& a, const MatrixView& b,
+                 float* c, std::int64_t ldc, bool accumulate) {
   const MatrixView b_transposed = flipped(b);
   float* b_packed = scratch_floats(Scratch::kGemmB, kBlockK * kBlockN + kLanes);
   float* a_packed = scratch_floats(Scratch::kGemmA, kBlockM * kBlockK + kLanes);
@@ -183,23 +192,47 @@ void gemm(std::int64_t m, std::int64_t n, std::int64_t k, const MatrixView& a, c
     const std::int64_t num_n = smaller(kBlockN, n - n0);
     for (std::int64_t k0 = 0; k0 < k; k0 += kBlockK) {
       const std::int64_t num_k = smaller(kBlockK, k - k0);
+      const std::int64_t num_steps = kPairs ? (num_k + 1) / 2 : num_k;
       for (std::int64_t m0 = 0; m0 < m; m0 += kBlockM) {
         const std::int64_t num_m = smaller(kBlockM, m - m0);
         pack<kTileRows>(a, m0, num_m, k0, num_k, a_packed);
+        if (kPairs) pair_panels<kTileRows>(num_m, num_k, a_packed);
         for (std::int64_t j0 = 0; j0 < num_n; j0 += kPackColumns) {
           const std::int64_t num_j = smaller(kPackColumns, num_n - j0);
           float* panels = b_packed + (m <= kBlockM ? 0 : j0 * num_k);
-          if (m0 == 0) pack<kTileColumns>(b_transposed, n0 + j0, num_j, k0, num_k, panels);
+          if (m0 == 0) {
+            pack<kTileColumns>(b_transposed, n0 + j0, num_j, k0, num_k, panels);
+            if (kPairs) pair_panels<kTileColumns>(num_j, num_k, panels);
+          }
           for (std::int64_t j = 0; j < num_j; j += kTileColumns) {
             for (std::int64_t i = 0; i < num_m; i += kTileRows) {
-              tile<kTileRows>(num_k, a_packed + i * num_k, panels + j * num_k,
-                              c + (m0 + i) * ldc + n0 + j0 + j, ldc, smaller(kTileRows, num_m - i),
-                              smaller(kTileColumns, num_j - j), accumulate || k0 > 0);
+              tile<kPairs, kTileRows>(num_steps, a_packed + i * num_k, panels + j * num_k,
+                                      c + (m0 + i) * ldc + n0 + j0 + j, ldc, smaller(kTileRows, num_m - i),
+                                      smaller(kTileColumns, num_j - j), accumulate || k0 > 0);
             }
           }
         }
       }
     }
+  }
+}
+
+bool holds_bfloat16(const MatrixView& view) {
+  return view.kind == MatrixView::Kind::kNf4 ? view.round_to_bfloat16
+                                             : view.kind == MatrixView::Kind::kBFloat16;
+}
+
+}  // namespace
+
+void gemm(std::int64_t m, std::int64_t n, std::int64_t k, const MatrixView& a, const MatrixView& b, float* c,
+          std::int64_t ldc, bool accumulate) {
+  if (m <= 0 || n <= 0) return;
+  if (k <= 0 || (m <= kFewRows && b.kind != MatrixView::Kind::kNf4)) {
+    gemm_few_rows(m, n, k, a, b, c, ldc, accumulate);
+  } else if (kMultipliesPairs && holds_bfloat16(a) && holds_bfloat16(b)) {
+    gemm_packed<kMultipliesPairs>(m, n, k, a, b, c, ldc, accumulate);
+  } else {
+    gemm_packed<false>(m, n, k, a, b, c, ldc, accumulate);
   }
 }
 

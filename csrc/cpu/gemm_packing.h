@@ -6,6 +6,9 @@
 //     k=1  r0 r1 ...                      lies beyond the end
 //     ...
 //
+// A panel of pairs has half the rows: bfloat16 values of k (low half) and k + 1 (high half) in one float's
+// place.
+//
 // An NF4 weight whose rows are whole blocks is dequantised straight into its panel; other sizes go through a
 // row of float32.
 #pragma once
@@ -157,6 +160,20 @@ void pack(const MatrixView& view, std::int64_t row0, std::int64_t num_rows, std:
         rows[r] = row_floats(view, row0 + r0 + group + r, k0, num_k, buffer + r * num_k);
       }
       pack_rows(rows, count, num_k, kWidth, out + group);
+    }
+  }
+}
+
+// Makes pairs of panels whose values are bfloat16, in place; a panel begins where it began.
+template <int kWidth>
+void pair_panels(std::int64_t num_rows, std::int64_t num_k, float* panels) {
+  for (std::int64_t r0 = 0; r0 < num_rows; r0 += kWidth, panels += kWidth * num_k) {
+    for (std::int64_t k = 0; k < num_k; k += 2) {
+      std::uint32_t low[kWidth], high[kWidth] = {};
+      std::memcpy(low, panels + k * kWidth, sizeof low);
+      if (k + 1 < num_k) std::memcpy(high, panels + (k + 1) * kWidth, sizeof high);
+      for (int r = 0; r < kWidth; ++r) low[r] = low[r] >> 16 | (high[r] & 0xffff0000u);
+      std::memcpy(panels + k / 2 * kWidth, low, sizeof low);
     }
   }
 }

@@ -9,6 +9,11 @@
 
 namespace pyft::cpu {
 
+#ifdef PYFT_AVX512_BF16
+namespace avx512_bf16 {
+extern const KernelTable kTable;
+}
+#endif
 #ifdef PYFT_X86_ISAS
 namespace avx512 {
 extern const KernelTable kTable;
@@ -37,6 +42,9 @@ std::vector<Isa> all_isas() {
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512vl");
+#ifdef PYFT_AVX512_BF16
+  isas.push_back({&avx512_bf16::kTable, has_avx512 && __builtin_cpu_supports("avx512bf16")});
+#endif
   isas.push_back({&avx512::kTable, has_avx512});
   isas.push_back({&avx2::kTable, has_avx2});
 #endif
