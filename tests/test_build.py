@@ -175,7 +175,8 @@ def test_parallel_for_keeps_its_promises(flags, tmp_path):
 )
 def test_matrix_products_of_instruction_sets_this_machine_may_lack(flags, tmp_path):
     program = tmp_path / "gemm_test"
-    kernels = [str(CSRC / "cpu" / f"{name}.cpp") for name in ("gemm_kernels", "nf4_kernels", "scratch")]
+    names = ("gemm_kernels", "nf4_quantize_kernels", "nf4_dequantize_kernels", "scratch")
+    kernels = [str(CSRC / "cpu" / f"{name}.cpp") for name in names]
     built = run(
         "c++", "-std=c++17", "-O1", "-Wno-psabi", "-ffp-contract=off", "-DPYFT_ISA=tested", *flags,
         "-I", str(CSRC), "-I", str(CSRC / "include"),

@@ -59,7 +59,7 @@ struct KernelTable {
   // bfloat16.
   void (*nf4_quantize)(const void* weight, DType dtype, std::int64_t num_weights, std::int64_t first_block,
                        std::int64_t last_block, std::uint8_t* codes, float* absmax);
-  // Flat elements [first, last) of a weight; first is even. `out` points at element `first`.
+  // Flat elements [first, last) of a weight; first begins a block. `out` points at element `first`.
   void (*nf4_dequantize)(const Nf4View& weight, std::int64_t first, std::int64_t last, DType out_dtype,
                          void* out);
   // The same, as float32, at any `first`; values rounded to bfloat16 when asked.

@@ -3,6 +3,10 @@
 // `static`; see the rule in kernels.h.
 #pragma once
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 
@@ -14,6 +18,11 @@
 #define PYFT_VECTOR_BYTES 32
 #else
 #define PYFT_VECTOR_BYTES 16
+#endif
+
+// A vector can look up eight or sixteen floats: GCC has a shuffle by run-time indices, clang has none.
+#if defined(__GNUC__) && !defined(__clang__) && PYFT_VECTOR_BYTES >= 32
+#define PYFT_VECTOR_LOOK_UP
 #endif
 
 namespace pyft::cpu::PYFT_ISA {
@@ -33,6 +42,35 @@ static inline FloatVector load_bits(const void* from) {
 static inline FloatVector load(const float* from) { return load_bits(from); }
 
 static inline void store(float* to, FloatVector vector) { std::memcpy(to, &vector, sizeof vector); }
+
+// kLanes unsigned integers of 8 or 16 bits, one to a lane. Intrinsics, because GCC takes its own
+// __builtin_convertvector of these apart.
+static inline IntVector load_wide(const std::uint8_t* from) {
+#if defined(__AVX512F__) && PYFT_VECTOR_BYTES == 64
+  return reinterpret_cast<IntVector>(
+      _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(__AVX2__) && PYFT_VECTOR_BYTES == 32
+  return reinterpret_cast<IntVector>(_mm256_cvtepu8_epi32(_mm_loadu_si64(from)));
+#else
+  IntVector wide;
+  for (int lane = 0; lane < kLanes; ++lane) wide[lane] = from[lane];
+  return wide;
+#endif
+}
+
+static inline IntVector load_wide(const std::uint16_t* from) {
+#if defined(__AVX512F__) && PYFT_VECTOR_BYTES == 64
+  return reinterpret_cast<IntVector>(
+      _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif defined(__AVX2__) && PYFT_VECTOR_BYTES == 32
+  return reinterpret_cast<IntVector>(
+      _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+  IntVector wide;
+  for (int lane = 0; lane < kLanes; ++lane) wide[lane] = from[lane];
+  return wide;
+#endif
+}
 
 static inline float sum_of_lanes(FloatVector vector) {
   float lanes[kLanes];
