@@ -40,7 +40,7 @@ def _linears(tokens: tuple[int, ...]) -> list[Shape]:
 SHAPES: dict[str, list[Shape]] = {
     "nf4_quantize": _weights(),
     "nf4_dequantize": _weights(),
-    "nf4_linear": _linears((1, 16, 128, 512)),
+    "nf4_linear": _linears((1, 16, 64, 128, 512)),
     "lora_linear": [{**shape, "R": 64} for shape in _linears((16, 512))],
     "cross_entropy": [
         {"T": 512, "V": model.vocabulary, "counted": share}

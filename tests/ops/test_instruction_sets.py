@@ -1,4 +1,4 @@
-"""LoRA and the cross-entropies on every instruction set this processor has, not only the one picked."""
+"""LoRA, NF4 and the cross-entropies on every instruction set this processor has, not only the one picked."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from pyft.ops.native import C
 
 TESTS = Path(__file__).parent
+FILES = ("lora", "cross_entropy", "loss_terms", "nf4", "nf4_linear")
 OTHERS = [isa for isa in C.supported_cpu_isas() if isa != C.cpu_isa()]
 
 
@@ -23,10 +24,11 @@ def test_other_instruction_sets_pass_the_same_tests(isa):
         "pytest",
         "-q",
         "-k",
-        "float64 and 19 or large_vocabulary and all or exact_near or mask_of or finite or overflow",
+        "float64 and 19 or large_vocabulary and all or exact_near or mask_of or finite or overflow"
+        " or any_size or bitsandbytes",
     ]
     done = subprocess.run(
-        [*command, *(str(TESTS / f"test_{name}.py") for name in ("lora", "cross_entropy", "loss_terms"))],
+        [*command, *(str(TESTS / f"test_{name}.py") for name in FILES)],
         env=os.environ | {"PYFT_CPU_ISA": isa},
         cwd=TESTS.parents[1],
         capture_output=True,

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -77,15 +78,18 @@ def run_python(code: str, **variables: str) -> subprocess.CompletedProcess:
 def judge_products() -> str:
     """Judges products against float64; returns a digest of what no instruction set may change."""
     bits = []
-    for dtype in (torch.float32, torch.bfloat16):
-        weight = nf4_quantize(random(333, 517, seed=1, dtype=dtype))
+    # rows that are whole blocks of 64 take another way into the product than others
+    for dtype, (out_features, in_features) in product(
+        (torch.float32, torch.bfloat16), ((333, 517), (129, 384), (64, 192))
+    ):
+        weight = nf4_quantize(random(out_features, in_features, seed=1, dtype=dtype))
         dense = nf4_dequantize(weight, dtype)
         bits += [*weight[2:5], weight.codes, dense]
-        for num_tokens in (1, 8, 19, 150):
-            x = random(num_tokens, 517, seed=2, dtype=dtype)
+        for num_tokens in (1, 2, 4, 8, 19, 150):
+            x = random(num_tokens, in_features, seed=2, dtype=dtype)
             y64 = x.double() @ dense.double().T
             assert_close_to_reference(nf4_linear(x, weight), y64, x @ dense.T, name="y")
-            grad_y = random(num_tokens, 333, seed=3, dtype=dtype)
+            grad_y = random(num_tokens, out_features, seed=3, dtype=dtype)
             grad_x = torch.ops.pyft.nf4_linear_backward(grad_y, *weight[:5], *weight.shape)
             assert_close_to_reference(grad_x, grad_y.double() @ dense.double(), grad_y @ dense, name="dx")
     return digest(bits)
