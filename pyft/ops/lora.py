@@ -1,6 +1,6 @@
 """A frozen linear layer with a low-rank addition, in one operation, on a dense or an NF4 base.
 
-    S  = scaling * drop(x) A^T                       [T, R], float32, kept for the backward
+    S  = scaling * drop(x) A^T                       [T, R], float32, computed again in the backward
     y  = x W^T + bias + S B^T                        [T, N]
     dS = scaling * dY B
     dX = dY W + drop'(dS A),   dA = dS^T drop(x),   dB = dY^T S
@@ -8,6 +8,13 @@
 A and B are float32 masters whatever x's dtype; sums are float32, y and dX are rounded once. Dropout's mask is
 a function of a seed and the position (`pyft.ops.dropout`), computed again where it is needed. Left out: a
 base weight that trains, DoRA, several adapters on one layer.
+
+    x ---> lora_linear_node ---> handle ---> lora_linear ---> y
+           saves x, A, B; all gradients       saves nothing; hands dY on
+
+The graph has two nodes because of activation checkpointing: recomputing a block, torch stops once all that
+the block saved is there again. A product that saves nothing is not computed a second time when it ends its
+block, as an MLP's last one does, which is a third of the work. The handle has y's shape and no memory.
 
 Shapes: T tokens (all leading dimensions of x together), K in-features, N out-features, R rank.
 """
@@ -65,10 +72,8 @@ def lora_linear(
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"lora_linear: dropout is {dropout}, expected 0 <= dropout < 1")
     seed = draw_seed() if dropout > 0.0 else 0
-    y, _ = torch.ops.pyft.lora_linear(
-        x, *weight[:5], *weight[5], lora_A, lora_B, bias, float(scaling), float(dropout), seed
-    )
-    return y
+    layer = (x, *weight[:5], *weight[5], lora_A, lora_B, bias, float(scaling), float(dropout), seed)
+    return torch.ops.pyft.lora_linear(torch.ops.pyft.lora_linear_node(*layer), *layer)
 
 
 # ---- registration with torch -----------------------------------------------------------------------------
@@ -80,12 +85,11 @@ _BASE = (
 )
 _DROP = "float scaling, float dropout, int seed"
 _library = Library("pyft", "FRAGMENT")
+_LAYER = f"Tensor x, {_BASE}, Tensor lora_A, Tensor lora_B, Tensor? bias, {_DROP}"
+_library.define(f"lora_linear_node({_LAYER}) -> Tensor")
+_library.define(f"lora_linear(Tensor handle, {_LAYER}) -> Tensor")
 _library.define(
-    f"lora_linear(Tensor x, {_BASE}, Tensor lora_A, Tensor lora_B, Tensor? bias, {_DROP})"
-    " -> (Tensor y, Tensor projected)"
-)
-_library.define(
-    f"lora_linear_backward(Tensor grad_y, Tensor x, {_BASE}, Tensor lora_A, Tensor lora_B, Tensor projected,"
+    f"lora_linear_backward(Tensor grad_y, Tensor x, {_BASE}, Tensor lora_A, Tensor lora_B,"
     f" {_DROP}, bool wants_x, bool wants_A, bool wants_B) -> (Tensor grad_x, Tensor grad_A, Tensor grad_B)"
 )
 
@@ -102,31 +106,57 @@ def _matrix(tensor: Tensor) -> Tensor:
     return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1]).contiguous()
 
 
-def _empty_outputs(x: Tensor, *rest) -> tuple[Tensor, Tensor]:
-    num_rows, lora_A = rest[5], rest[7]
-    y = x.new_empty((*x.shape[:-1], num_rows))
-    return y, x.new_empty((x.shape[:-1].numel(), lora_A.shape[0]), dtype=torch.float32)
-
-
-def _linear(x: Tensor, *rest) -> tuple[Tensor, Tensor]:
-    base, (lora_A, lora_B, bias, scaling, dropout, seed) = rest[:7], rest[7:]
+def _node(x: Tensor, *rest) -> Tensor:
     if x.dim() == 0:
         raise ValueError("lora_linear: x has shape [], expected [..., K]")
-    y, projected = _empty_outputs(x, *rest)
+    return x.new_empty(()).expand((*x.shape[:-1], rest[5]))
+
+
+def _empty_output(handle: Tensor, x: Tensor, *rest) -> Tensor:
+    return x.new_empty(handle.shape)
+
+
+def _linear(handle: Tensor, x: Tensor, *rest) -> Tensor:
+    base, (lora_A, lora_B, bias, *drop) = rest[:7], rest[7:]
+    y = _empty_output(handle, x)
+    out = y.view(-1, y.shape[-1]) if y.numel() else _matrix(y)
+    _multiply(_matrix(x), _native_base(base), bias, lora_A, lora_B, out, *drop)
+    return y
+
+
+def _multiply(
+    x: Tensor,
+    weight: Tensor | tuple,
+    bias: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    y: Tensor,
+    scaling: float,
+    dropout: float,
+    seed: int,
+) -> Tensor:
+    """Fill y; gives the projection S that the addition is made of."""
+    projected = x.new_empty((x.shape[0], lora_A.shape[0]), dtype=torch.float32)
     C.lora_linear(
-        x=_matrix(x),
-        weight=_native_base(base),
+        x=x,
+        weight=weight,
         bias=None if bias is None else bias.contiguous(),
         lora_A=lora_A.contiguous(),
         lora_B=lora_B.contiguous(),
         projected=projected,
-        y=y.view(-1, y.shape[-1]) if y.numel() else _matrix(y),
+        y=y,
         scaling=scaling,
         dropout=dropout,
         seed=seed,
         **execution(x),
     )
-    return y, projected
+    return projected
+
+
+def _project(x: Tensor, lora_A: Tensor, scaling: float, dropout: float, seed: int) -> Tensor:
+    """S alone, to the bit: the product of a layer that has no rows."""
+    no_rows = x.new_empty((0, x.shape[1])), None, lora_A, lora_A.new_empty((0, lora_A.shape[0]))
+    return _multiply(x, *no_rows, x.new_empty((x.shape[0], 0)), scaling, dropout, seed)
 
 
 def _empty_gradients(grad_y: Tensor, x: Tensor, *rest) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,12 +171,14 @@ def _empty_gradients(grad_y: Tensor, x: Tensor, *rest) -> tuple[Tensor, Tensor, 
 
 
 def _linear_backward(grad_y: Tensor, x: Tensor, *rest) -> tuple[Tensor, Tensor, Tensor]:
-    base, (lora_A, lora_B, projected, scaling, dropout, seed, *wanted) = rest[:7], rest[7:]
+    base, (lora_A, lora_B, scaling, dropout, seed, *wanted) = rest[:7], rest[7:]
     gradients = _empty_gradients(grad_y, x, *rest)
     outputs = [_matrix(g) if w else None for g, w in zip(gradients, wanted, strict=True)]
+    rows = _matrix(x)
+    projected = _project(rows, lora_A, scaling, dropout, seed)
     C.lora_linear_backward(
         grad_y=_matrix(grad_y),
-        x=_matrix(x),
+        x=rows,
         weight=_native_base(base),
         lora_A=lora_A.contiguous(),
         lora_B=lora_B.contiguous(),
@@ -165,32 +197,38 @@ def _linear_backward(grad_y: Tensor, x: Tensor, *rest) -> tuple[Tensor, Tensor, 
 
 def _keep(ctx, inputs, output) -> None:
     ctx.numbers = inputs[6:8], inputs[11:14]
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:6], *inputs[8:10], output[1])
+    ctx.save_for_backward(*inputs[:6], *inputs[8:10])
 
 
-def _gradients(ctx, grad_y: Tensor | None, _grad_projected: None) -> tuple:
-    if grad_y is None:
-        return (None,) * 14
-    x, *base, lora_A, lora_B, projected = ctx.saved_tensors
+def _gradients(ctx, grad_y: Tensor) -> tuple:
+    x, *base, lora_A, lora_B = ctx.saved_tensors
     shape, drop = ctx.numbers
     wanted = [ctx.needs_input_grad[i] for i in (0, 8, 9)]
     found: list[Tensor | None] = [None] * 3
     if any(wanted):
         results = torch.ops.pyft.lora_linear_backward(
-            grad_y, x, *base, *shape, lora_A, lora_B, projected, *drop, *wanted
+            grad_y, x, *base, *shape, lora_A, lora_B, *drop, *wanted
         )
         found = [result if want else None for result, want in zip(results, wanted, strict=True)]
     grad_bias = grad_y.sum(dim=tuple(range(grad_y.dim() - 1))) if ctx.needs_input_grad[10] else None
     return (found[0], *[None] * 7, found[1], found[2], grad_bias, *[None] * 3)
 
 
+def _keep_nothing(ctx, inputs, output) -> None:
+    """All that the backward needs is in the node."""
+
+
+def _hand_on(ctx, grad_y: Tensor) -> tuple:
+    return (grad_y, *[None] * 14)
+
+
 for _name, _run, _fake in (
-    ("lora_linear", _linear, _empty_outputs),
+    ("lora_linear_node", _node, _node),
+    ("lora_linear", _linear, _empty_output),
     ("lora_linear_backward", _linear_backward, _empty_gradients),
 ):
     _library.impl(_name, _run, "CPU")
     _library.impl(_name, _run, "CUDA")
     register_fake(f"pyft::{_name}", _fake, lib=_library)
-register_autograd("pyft::lora_linear", _gradients, setup_context=_keep, lib=_library)
+register_autograd("pyft::lora_linear_node", _gradients, setup_context=_keep, lib=_library)
+register_autograd("pyft::lora_linear", _hand_on, setup_context=_keep_nothing, lib=_library)

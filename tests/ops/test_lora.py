@@ -8,7 +8,7 @@ from numerics import assert_close_to_reference, poisoned_empty
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pyft.ops import reference
+from pyft.ops import native, reference
 from pyft.ops.dropout import draw_seed, dropout_mask
 from pyft.ops.lora import lora_linear
 from pyft.ops.nf4 import NF4Weight, nf4_dequantize, nf4_quantize
@@ -275,4 +275,33 @@ def test_opcheck(base):
     else:
         weight = tuple(layer.base[:5])
     arguments = (layer.x, *weight, *layer.dense.shape, layer.A, layer.B, layer.bias, SCALING, 0.3, 1234)
-    torch.library.opcheck(torch.ops.pyft.lora_linear, arguments)
+    torch.library.opcheck(torch.ops.pyft.lora_linear_node, arguments)
+    handle = torch.ops.pyft.lora_linear_node(*arguments).detach().requires_grad_()
+    torch.library.opcheck(torch.ops.pyft.lora_linear, (handle, *arguments))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_last_product_of_a_checkpoint_is_not_computed_again(dropout, monkeypatch):
+    layers = [Layer(5, 8, 8, rank=2, base="nf4"), Layer(5, 8, 8, rank=2, base="nf4")]
+    calls = []
+    run = native.C.lora_linear
+
+    def counted(**arguments):
+        calls.append(arguments["y"].shape[1])
+        run(**arguments)
+
+    def block(x):
+        for layer in layers:
+            x = lora_linear(x, layer.base, layer.A, layer.B, scaling=SCALING, dropout=dropout)
+        return x
+
+    leaves = [layers[0].x, *(tensor for layer in layers for tensor in (layer.A, layer.B))]
+    torch.manual_seed(0)
+    expected = torch.autograd.grad(block(leaves[0]).square().sum(), leaves)
+    monkeypatch.setattr(native.C, "lora_linear", counted)
+    torch.manual_seed(0)
+    loss = checkpoint(block, leaves[0], use_reentrant=False).square().sum()
+    gradients = torch.autograd.grad(loss, leaves)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+    # both forward, the first again, and in each backward the projection alone
+    assert sorted(calls) == [0, 0, 8, 8, 8]
