@@ -109,7 +109,7 @@ def _matrix(tensor: Tensor) -> Tensor:
 def _node(x: Tensor, *rest) -> Tensor:
     if x.dim() == 0:
         raise ValueError("lora_linear: x has shape [], expected [..., K]")
-    return x.new_empty(()).expand((*x.shape[:-1], rest[5]))
+    return x.new_zeros(()).expand((*x.shape[:-1], rest[5]))
 
 
 def _empty_output(handle: Tensor, x: Tensor, *rest) -> Tensor:
