@@ -1,7 +1,8 @@
 """Builds the native module `_pyft_C` with CMake and Ninja; the rest about the package is in pyproject.toml.
 
-Environment: PYFT_CUDA=auto|on|off (default auto), PYFT_CUDA_ARCHITECTURES="80;86;..." (default: all that the
-CUDA compiler knows of those pyft supports). Torch is neither needed nor looked for.
+Environment: PYFT_CUDA=auto|on|off (default auto), PYFT_CUDA_ARCHITECTURES="80;86;..." or all (default: those
+of the GPUs in this machine, without one 80 and 90a; PTX of the newest is always there). Torch is neither
+needed nor looked for.
 """
 
 from __future__ import annotations

@@ -5,17 +5,50 @@
 #include "pyft/ops.h"
 #include "validate.h"
 
+#if defined(PYFT_HAS_CUDA) || defined(PYFT_EMULATION)
+#include "cuda/operations.h"
+#define PYFT_CUDA_KERNEL(op) cuda::op
+#else
+#define PYFT_CUDA_KERNEL(op) nullptr
+#endif
+
 namespace pyft {
 namespace {
 
-void require_cpu(const char* op, DeviceType device) {
-  check(device == DeviceType::kCpu, op, ": the tensors are on cuda, this operation has only a cpu kernel");
+#if defined(PYFT_EMULATION)
+constexpr bool kIsEmulated = true;  // tests: CUDA kernels work on tensors of the CPU, and nothing else does
+#else
+constexpr bool kIsEmulated = false;
+#endif
+
+template <typename Args>
+struct CudaKernel {
+  using Type = void (*)(const Args&, std::uintptr_t stream);
+};
+
+// Runs an operation on the device of its tensors. `on_cuda` is null where there is no such kernel.
+template <typename Args>
+void run_on(const char* op, DeviceType device, const Args& args, const ExecutionContext& context,
+            void (*on_cpu)(const Args&, int num_threads), typename CudaKernel<Args>::Type on_cuda = nullptr) {
+  if (device == DeviceType::kCpu && !kIsEmulated) return on_cpu(args, context.num_threads);
+  check(on_cuda != nullptr, op, ": the tensors are on cuda, this operation has only a cpu kernel here");
+  on_cuda(args, context.stream);
 }
 
-DeviceType nf4_device(const char* op, const Nf4Tensors& weight, const TensorRef& a, const TensorRef& b,
-                      const TensorRef& c) {
-  return common_device(op, {&a, &b, &c, &weight.codes, &weight.absmax, &weight.absmax_codes,
+template <typename... Tensors>
+DeviceType nf4_device(const char* op, const Nf4Tensors& weight, const Tensors&... others) {
+  return common_device(op, {&others..., &weight.codes, &weight.absmax, &weight.absmax_codes,
                             &weight.nested_absmax, &weight.offset});
+}
+
+// None, or float32 [S, rows and columns of `out`].
+void check_splits(const char* op, const TensorRef& workspace, const TensorRef& out) {
+  if (!workspace.defined) return;
+  check_dtype(op, workspace, DType::kFloat32);
+  check_num_dims(op, workspace, 3);
+  check_size(op, workspace, 1, out.shape[0], "the result has");
+  check_size(op, workspace, 2, out.shape[1], "the result has");
+  check_contiguous(op, workspace);
 }
 
 // What every linear cross-entropy is given.
@@ -60,8 +93,8 @@ void nf4_quantize(const Nf4QuantizeArgs& args, const ExecutionContext& context) 
   check_num_dims(op, args.absmax, 1);
   check_size(op, args.absmax, 0, (num_weights + kNf4BlockSize - 1) / kNf4BlockSize, "weight needs");
   check_contiguous(op, args.absmax);
-  require_cpu(op, common_device(op, {&args.weight, &args.codes, &args.absmax}));
-  cpu::nf4_quantize(args, context.num_threads);
+  const DeviceType device = common_device(op, {&args.weight, &args.codes, &args.absmax});
+  run_on(op, device, args, context, cpu::nf4_quantize, PYFT_CUDA_KERNEL(nf4_quantize));
 }
 
 void nf4_quantize_absmax(const Nf4QuantizeAbsmaxArgs& args, const ExecutionContext& context) {
@@ -84,9 +117,9 @@ void nf4_quantize_absmax(const Nf4QuantizeAbsmaxArgs& args, const ExecutionConte
   check_size(op, args.nested_absmax, 0, (num_blocks + kNestedBlockSize - 1) / kNestedBlockSize,
              "absmax needs");
   check_contiguous(op, args.nested_absmax);
-  require_cpu(op, common_device(op, {&args.absmax, &args.given_offset, &args.absmax_codes,
-                                     &args.nested_absmax, &args.offset}));
-  cpu::nf4_quantize_absmax(args, context.num_threads);
+  const DeviceType device = common_device(
+      op, {&args.absmax, &args.given_offset, &args.absmax_codes, &args.nested_absmax, &args.offset});
+  run_on(op, device, args, context, cpu::nf4_quantize_absmax, PYFT_CUDA_KERNEL(nf4_quantize_absmax));
 }
 
 void nf4_dequantize(const Nf4DequantizeArgs& args, const ExecutionContext& context) {
@@ -97,8 +130,8 @@ void nf4_dequantize(const Nf4DequantizeArgs& args, const ExecutionContext& conte
   check_size(op, args.out, 0, args.weight.num_rows, "weight has");
   check_size(op, args.out, 1, args.weight.num_columns, "weight has");
   check_contiguous(op, args.out);
-  require_cpu(op, nf4_device(op, args.weight, args.out, args.out, args.out));
-  cpu::nf4_dequantize(args, context.num_threads);
+  const DeviceType device = nf4_device(op, args.weight, args.out);
+  run_on(op, device, args, context, cpu::nf4_dequantize, PYFT_CUDA_KERNEL(nf4_dequantize));
 }
 
 void nf4_linear(const Nf4LinearArgs& args, const ExecutionContext& context) {
@@ -111,16 +144,18 @@ void nf4_linear(const Nf4LinearArgs& args, const ExecutionContext& context) {
     check_size(op, args.bias, 0, args.weight.num_rows, "weight expects");
     check_contiguous(op, args.bias);
   }
-  require_cpu(op, nf4_device(op, args.weight, args.x, args.y, args.bias));
-  cpu::nf4_linear(args, context.num_threads);
+  check_splits(op, args.workspace, args.y);
+  const DeviceType device = nf4_device(op, args.weight, args.x, args.y, args.bias, args.workspace);
+  run_on(op, device, args, context, cpu::nf4_linear, PYFT_CUDA_KERNEL(nf4_linear));
 }
 
 void nf4_linear_backward(const Nf4LinearBackwardArgs& args, const ExecutionContext& context) {
   const char* op = "nf4_linear_backward";
   check_nf4(op, args.weight);
   check_linear(op, args.grad_y, args.weight.num_rows, args.grad_x, args.weight.num_columns);
-  require_cpu(op, nf4_device(op, args.weight, args.grad_y, args.grad_x, args.grad_x));
-  cpu::nf4_linear_backward(args, context.num_threads);
+  check_splits(op, args.workspace, args.grad_x);
+  const DeviceType device = nf4_device(op, args.weight, args.grad_y, args.grad_x, args.workspace);
+  run_on(op, device, args, context, cpu::nf4_linear_backward, PYFT_CUDA_KERNEL(nf4_linear_backward));
 }
 
 // ---- LoRA
@@ -136,9 +171,9 @@ void lora_linear(const LoraLinearArgs& args, const ExecutionContext& context) {
                "x and lora_A give");
   check_dropout(op, args.dropout);
   check_lora_base_device(op, args.weight, args.x);
-  require_cpu(op,
-              common_device(op, {&args.x, &args.bias, &args.lora_A, &args.lora_B, &args.projected, &args.y}));
-  cpu::lora_linear(args, context.num_threads);
+  const DeviceType device =
+      common_device(op, {&args.x, &args.bias, &args.lora_A, &args.lora_B, &args.projected, &args.y});
+  run_on(op, device, args, context, cpu::lora_linear);
 }
 
 void lora_linear_backward(const LoraLinearBackwardArgs& args, const ExecutionContext& context) {
@@ -157,9 +192,10 @@ void lora_linear_backward(const LoraLinearBackwardArgs& args, const ExecutionCon
     check_matrix(op, args.grad_B, DType::kFloat32, weight.num_rows, rank, "lora_B has");
   check_dropout(op, args.dropout);
   check_lora_base_device(op, args.weight, args.x);
-  require_cpu(op, common_device(op, {&args.x, &args.grad_y, &args.lora_A, &args.lora_B, &args.projected,
-                                     &args.grad_projected, &args.grad_x, &args.grad_A, &args.grad_B}));
-  cpu::lora_linear_backward(args, context.num_threads);
+  const DeviceType device =
+      common_device(op, {&args.x, &args.grad_y, &args.lora_A, &args.lora_B, &args.projected,
+                         &args.grad_projected, &args.grad_x, &args.grad_A, &args.grad_B});
+  run_on(op, device, args, context, cpu::lora_linear_backward);
 }
 
 // ---- Cross-entropy
@@ -172,9 +208,10 @@ void cross_entropy(const CrossEntropyArgs& args, const ExecutionContext& context
   check_scalar(op, args.loss);
   check_matrix(op, args.row_stats, DType::kFloat32, args.logits.shape[0], 2, "logits need");
   check_loss_terms(op, args.terms);
-  require_cpu(op, common_device(op, {&args.logits, &args.targets, &args.loss, &args.row_stats}));
-  check_target_range(op, args.targets, args.ignore_index, args.logits.shape[1]);
-  cpu::cross_entropy(args, context.num_threads);
+  const DeviceType device = common_device(op, {&args.logits, &args.targets, &args.loss, &args.row_stats});
+  if (device == DeviceType::kCpu)
+    check_target_range(op, args.targets, args.ignore_index, args.logits.shape[1]);
+  run_on(op, device, args, context, cpu::cross_entropy);
 }
 
 void cross_entropy_backward(const CrossEntropyBackwardArgs& args, const ExecutionContext& context) {
@@ -186,10 +223,10 @@ void cross_entropy_backward(const CrossEntropyBackwardArgs& args, const Executio
   check_matrix(op, args.row_stats, DType::kFloat32, num_rows, 2, "logits need");
   check_matrix(op, args.grad_logits, args.logits.dtype, num_rows, vocabulary, "logits have");
   check_loss_terms(op, args.terms);
-  require_cpu(op, common_device(op, {&args.grad_loss, &args.logits, &args.targets, &args.row_stats,
-                                     &args.grad_logits}));
-  check_target_range(op, args.targets, args.ignore_index, vocabulary);
-  cpu::cross_entropy_backward(args, context.num_threads);
+  const DeviceType device =
+      common_device(op, {&args.grad_loss, &args.logits, &args.targets, &args.row_stats, &args.grad_logits});
+  if (device == DeviceType::kCpu) check_target_range(op, args.targets, args.ignore_index, vocabulary);
+  run_on(op, device, args, context, cpu::cross_entropy_backward);
 }
 
 void linear_cross_entropy(const LinearCrossEntropyArgs& args, const ExecutionContext& context) {
@@ -205,11 +242,11 @@ void linear_cross_entropy(const LinearCrossEntropyArgs& args, const ExecutionCon
   if (args.grad_head.defined)
     check_matrix(op, args.grad_head, DType::kFloat32, vocabulary, width, "head_weight has");
   check_bias(op, args.grad_bias, DType::kFloat32, vocabulary);
-  require_cpu(op, common_device(
-                      op, {&args.hidden, &args.head_weight, &args.logits.bias, &args.targets, &args.workspace,
-                           &args.loss, &args.grad_hidden, &args.grad_head, &args.grad_bias}));
-  check_target_range(op, args.targets, args.ignore_index, vocabulary);
-  cpu::linear_cross_entropy(args, context.num_threads);
+  const DeviceType device =
+      common_device(op, {&args.hidden, &args.head_weight, &args.logits.bias, &args.targets, &args.workspace,
+                         &args.loss, &args.grad_hidden, &args.grad_head, &args.grad_bias});
+  if (device == DeviceType::kCpu) check_target_range(op, args.targets, args.ignore_index, vocabulary);
+  run_on(op, device, args, context, cpu::linear_cross_entropy);
 }
 
 void linear_cross_entropy_forward(const LinearCrossEntropyForwardArgs& args,
@@ -219,10 +256,12 @@ void linear_cross_entropy_forward(const LinearCrossEntropyForwardArgs& args,
   check_linear_cross_entropy(op, args, args.hidden.num_elements());
   check_scalar(op, args.loss);
   check_kept(op, args);
-  require_cpu(op, common_device(op, {&args.hidden, &args.head_weight, &args.logits.bias, &args.targets,
-                                     &args.workspace, &args.loss, &args.row_stats, &args.kept_logits}));
-  check_target_range(op, args.targets, args.ignore_index, args.head_weight.shape[0]);
-  cpu::linear_cross_entropy_forward(args, context.num_threads);
+  const DeviceType device =
+      common_device(op, {&args.hidden, &args.head_weight, &args.logits.bias, &args.targets, &args.workspace,
+                         &args.loss, &args.row_stats, &args.kept_logits});
+  if (device == DeviceType::kCpu)
+    check_target_range(op, args.targets, args.ignore_index, args.head_weight.shape[0]);
+  run_on(op, device, args, context, cpu::linear_cross_entropy_forward);
 }
 
 void linear_cross_entropy_backward(const LinearCrossEntropyBackwardArgs& args,
@@ -239,11 +278,12 @@ void linear_cross_entropy_backward(const LinearCrossEntropyBackwardArgs& args,
   if (args.grad_head.defined)
     check_matrix(op, args.grad_head, args.hidden.dtype, vocabulary, width, "head_weight has");
   check_bias(op, args.grad_bias, args.hidden.dtype, vocabulary);
-  require_cpu(op, common_device(op, {&args.grad_loss, &args.hidden, &args.head_weight, &args.logits.bias,
-                                     &args.targets, &args.row_stats, &args.kept_logits, &args.workspace,
-                                     &args.grad_hidden, &args.grad_head, &args.grad_bias}));
-  check_target_range(op, args.targets, args.ignore_index, vocabulary);
-  cpu::linear_cross_entropy_backward(args, context.num_threads);
+  const DeviceType device =
+      common_device(op, {&args.grad_loss, &args.hidden, &args.head_weight, &args.logits.bias, &args.targets,
+                         &args.row_stats, &args.kept_logits, &args.workspace, &args.grad_hidden,
+                         &args.grad_head, &args.grad_bias});
+  if (device == DeviceType::kCpu) check_target_range(op, args.targets, args.ignore_index, vocabulary);
+  run_on(op, device, args, context, cpu::linear_cross_entropy_backward);
 }
 
 }  // namespace pyft

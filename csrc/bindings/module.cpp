@@ -1,5 +1,6 @@
-// The Python module _pyft_C: one function per operation of ops.h, tensors as keyword arguments of the same
-// names. Only pyft/ops/native.py imports it; the GIL is released while a kernel works.
+// The Python module _pyft_C, or _pyft_emulated of the tests: one function per operation of ops.h, tensors as
+// keyword arguments of the same names. Only pyft/ops/native.py imports _pyft_C; the GIL is released while a
+// kernel works.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -8,6 +9,9 @@
 #include "pyft/info.h"
 #include "pyft/nf4_format.h"
 #include "pyft/ops.h"
+#if defined(PYFT_EMULATION)
+#include "emulation/block.h"
+#endif
 
 namespace py = pybind11;
 using pyft::bindings::run;
@@ -78,24 +82,26 @@ void bind_nf4(py::module_& module) {
       py::kw_only(), py::arg("weight"), py::arg("out"), py::arg("num_threads"), py::arg("stream"));
   module.def(
       "nf4_linear",
-      [](py::handle x, const py::tuple& weight, py::handle bias, py::handle y, int num_threads,
-         std::uintptr_t stream) {
+      [](py::handle x, const py::tuple& weight, py::handle bias, py::handle y, py::handle workspace,
+         int num_threads, std::uintptr_t stream) {
         const pyft::Nf4LinearArgs args{tensor_argument(x, "x"), nf4_argument(weight),
-                                       tensor_argument(bias, "bias"), tensor_argument(y, "y")};
+                                       tensor_argument(bias, "bias"), tensor_argument(y, "y"),
+                                       tensor_argument(workspace, "workspace")};
         run(pyft::nf4_linear, args, num_threads, stream);
       },
       py::kw_only(), py::arg("x"), py::arg("weight"), py::arg("bias").none(true), py::arg("y"),
-      py::arg("num_threads"), py::arg("stream"));
+      py::arg("workspace") = py::none(), py::arg("num_threads"), py::arg("stream"));
   module.def(
       "nf4_linear_backward",
-      [](py::handle grad_y, const py::tuple& weight, py::handle grad_x, int num_threads,
+      [](py::handle grad_y, const py::tuple& weight, py::handle grad_x, py::handle workspace, int num_threads,
          std::uintptr_t stream) {
         const pyft::Nf4LinearBackwardArgs args{tensor_argument(grad_y, "grad_y"), nf4_argument(weight),
-                                               tensor_argument(grad_x, "grad_x")};
+                                               tensor_argument(grad_x, "grad_x"),
+                                               tensor_argument(workspace, "workspace")};
         run(pyft::nf4_linear_backward, args, num_threads, stream);
       },
-      py::kw_only(), py::arg("grad_y"), py::arg("weight"), py::arg("grad_x"), py::arg("num_threads"),
-      py::arg("stream"));
+      py::kw_only(), py::arg("grad_y"), py::arg("weight"), py::arg("grad_x"),
+      py::arg("workspace") = py::none(), py::arg("num_threads"), py::arg("stream"));
 }
 
 // A base weight as Python passes it: a dense tensor, or the parts of an NF4Weight.
@@ -186,7 +192,7 @@ void bind_info(py::module_& module) {
 
 }  // namespace
 
-PYBIND11_MODULE(_pyft_C, module) {
+PYBIND11_MODULE(PYFT_MODULE, module) {
   module.doc() = "Native kernels of pyft.";
   module.attr("__version__") = PYFT_VERSION;
   py::register_local_exception_translator(translate_error);
@@ -194,4 +200,7 @@ PYBIND11_MODULE(_pyft_C, module) {
   bind_nf4(module);
   bind_lora(module);
   pyft::bindings::bind_cross_entropy(module);
+#if defined(PYFT_EMULATION)
+  module.def("set_seed", pyft::emulation::set_seed, "Of the orders in which threads and blocks run.");
+#endif
 }

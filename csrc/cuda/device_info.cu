@@ -3,37 +3,17 @@
 //
 //   probe_kernel   one block of kProbeThreads threads, each writes its index plus kProbeOffset; no shared
 //   memory
-#include <cuda_runtime.h>
-
-#include "pyft/error.h"
+#include "cuda/device/platform.h"
 #include "pyft/info.h"
 
 namespace pyft {
 namespace {
 
+using cuda::check_cuda;
+using cuda::DeviceGuard;
+
 constexpr int kProbeThreads = 32;
 constexpr int kProbeOffset = 1000;
-
-void check_cuda(const char* what, cudaError_t status) {
-  if (status == cudaSuccess) return;
-  fail(ErrorKind::kRuntime, what, ": CUDA error ", static_cast<int>(status), ": ",
-       cudaGetErrorString(status));
-}
-
-// Makes `device` current and, at the end of the scope, the one that was.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check_cuda("cuda_probe: reading the current device", cudaGetDevice(&before_));
-    check_cuda("cuda_probe: choosing the device", cudaSetDevice(device));
-  }
-  ~DeviceGuard() { cudaSetDevice(before_); }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int before_ = 0;
-};
 
 __global__ void probe_kernel(int* out) { out[threadIdx.x] = static_cast<int>(threadIdx.x) + kProbeOffset; }
 
@@ -66,7 +46,7 @@ CudaStatus cuda_status() {
 }
 
 void cuda_probe(int device, std::uintptr_t raw_stream) {
-  const DeviceGuard guard(device);
+  const DeviceGuard guard("cuda_probe: choosing the device", device);
   const cudaStream_t stream = reinterpret_cast<cudaStream_t>(raw_stream);
   int* out = nullptr;
   check_cuda("cuda_probe: allocating", cudaMallocAsync(&out, kProbeThreads * sizeof(int), stream));

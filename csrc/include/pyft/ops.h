@@ -56,20 +56,22 @@ struct Nf4DequantizeArgs {
 void nf4_dequantize(const Nf4DequantizeArgs& args, const ExecutionContext& context);
 
 struct Nf4LinearArgs {
-  TensorRef x;        // float32 or bfloat16 [T, K], contiguous
-  Nf4Tensors weight;  // [N, K]; dequantised values are rounded to x's dtype
-  TensorRef bias;     // x's dtype [N], or None
-  TensorRef y;        // out: x's dtype [T, N], contiguous
+  TensorRef x;          // float32 or bfloat16 [T, K], contiguous
+  Nf4Tensors weight;    // [N, K]; dequantised values are rounded to x's dtype
+  TensorRef bias;       // x's dtype [N], or None
+  TensorRef y;          // out: x's dtype [T, N], contiguous
+  TensorRef workspace;  // CUDA: float32 [S, T, N], K is then summed in S parts at the same time; or None
 };
-// y = x W^T + bias, accumulated in float32.
+// y = x W^T + bias, accumulated in float32. On CUDA for bfloat16 and T <= 64 only.
 void nf4_linear(const Nf4LinearArgs& args, const ExecutionContext& context);
 
 struct Nf4LinearBackwardArgs {
-  TensorRef grad_y;   // float32 or bfloat16 [T, N], contiguous
-  Nf4Tensors weight;  // [N, K]
-  TensorRef grad_x;   // out: grad_y's dtype [T, K], contiguous
+  TensorRef grad_y;     // float32 or bfloat16 [T, N], contiguous
+  Nf4Tensors weight;    // [N, K]
+  TensorRef grad_x;     // out: grad_y's dtype [T, K], contiguous
+  TensorRef workspace;  // CUDA: float32 [S, T, K], N is then summed in S parts at the same time; or None
 };
-// dX = dY W, accumulated in float32.
+// dX = dY W, accumulated in float32. On CUDA for bfloat16 and T <= 64 only.
 void nf4_linear_backward(const Nf4LinearBackwardArgs& args, const ExecutionContext& context);
 
 // ---- LoRA

@@ -1,0 +1,14 @@
+// The CUDA side of ops.h: same arguments, already validated by dispatch.cpp, queued on `stream`.
+#pragma once
+
+#include "pyft/ops.h"
+
+namespace pyft::cuda {
+
+void nf4_quantize(const Nf4QuantizeArgs& args, std::uintptr_t stream);
+void nf4_quantize_absmax(const Nf4QuantizeAbsmaxArgs& args, std::uintptr_t stream);
+void nf4_dequantize(const Nf4DequantizeArgs& args, std::uintptr_t stream);
+void nf4_linear(const Nf4LinearArgs& args, std::uintptr_t stream);
+void nf4_linear_backward(const Nf4LinearBackwardArgs& args, std::uintptr_t stream);
+
+}  // namespace pyft::cuda

@@ -1,0 +1,62 @@
+"""The emulator itself: planted mistakes are caught (tests/native/emulation_test.cpp); and the kernels once
+more under AddressSanitizer, which sees every access outside a tensor or shared memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from emulated_build import ROOT, build_emulated
+
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-g",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    "-ffp-contract=off",
+]
+pytestmark = pytest.mark.skipif(
+    shutil.which("cmake") is None or shutil.which("c++") is None, reason="no cmake or no C++ compiler"
+)
+
+
+@pytest.mark.parametrize("flags", [[], ["-fsanitize=address"]], ids=["plain", "address sanitizer"])
+def test_mistakes_are_caught(flags, tmp_path):
+    csrc, program = ROOT / "csrc", tmp_path / "emulation_test"
+    sources = [
+        ROOT / "tests" / "native" / "emulation_test.cpp",
+        csrc / "emulation" / "block.cpp",
+        csrc / "emulation" / "fiber.cpp",
+    ]
+    command = ["c++", *FLAGS, *flags, "-DPYFT_EMULATION", "-I", csrc, "-I", csrc / "include", *sources]
+    built = subprocess.run([*command, "-o", program], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run([program], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, "all kept\n"), done.stdout + done.stderr
+
+
+def find_library(name: str) -> str:
+    return subprocess.run(["c++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+
+
+def test_kernels_are_clean_under_address_sanitizer(tmp_path):
+    """Python itself is not built with it, so its library is loaded first, and before it knows of C++."""
+    build_emulated(tmp_path, sanitize=True)
+    environment = os.environ | {
+        "LD_PRELOAD": f"{find_library('libasan.so')} {find_library('libstdc++.so')}",
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYFT_EMULATED": str(tmp_path),
+    }
+    tests = Path(__file__).parent / "test_nf4_kernels.py"
+    command = [sys.executable, "-m", "pytest", "-q", "--capture=no", "-k", "seed0 or not seed", str(tests)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert " passed" in done.stdout

@@ -1,0 +1,171 @@
+"""The NF4 kernels of csrc/cuda, run on the CPU: to the bit where the format says so, else against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from numerics import assert_close_to_reference
+from torch import Tensor
+
+from pyft.ops import nf4, reference
+from pyft.ops.nf4 import NF4Weight
+
+# Below, at and beyond a block of 64, a thread's 8, a round of 2048 and a CUDA block of 8192 weights.
+SIZES = [1, 2, 7, 63, 64, 65, 129, 2048, 8191, 8192, 8200, 20_001]
+RUN = {"num_threads": 1, "stream": 0}
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.full(shape, float("nan") if dtype.is_floating_point else 0xEE, dtype=dtype)
+
+
+def quantize(kernels, weight: Tensor) -> tuple[Tensor, Tensor]:
+    codes = poisoned((weight.numel() + 1) // 2, dtype=torch.uint8)
+    absmax = poisoned((weight.numel() + 63) // 64, dtype=torch.float32)
+    kernels.nf4_quantize(weight=weight, codes=codes, absmax=absmax, **RUN)
+    return codes, absmax
+
+
+def dequantize(kernels, weight: NF4Weight, dtype: torch.dtype) -> Tensor:
+    out = poisoned(*weight.shape, dtype=dtype)
+    kernels.nf4_dequantize(weight=tuple(weight), out=out, **RUN)
+    return out
+
+
+def assert_same_bits(ours: Tensor, theirs: Tensor) -> None:
+    assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+    assert torch.equal(ours.contiguous().view(torch.uint8), theirs.contiguous().view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", SIZES)
+def test_quantize_gives_the_codes_of_the_format(kernels, size, dtype):
+    weight = random(1, size, seed=size, dtype=dtype)
+    expected = reference.nf4_quantize(weight, double_quant=False)
+    codes, absmax = quantize(kernels, weight)
+    assert_same_bits(codes, expected.codes)
+    assert_same_bits(absmax, expected.absmax)
+
+
+def test_quantize_of_zeros_infinities_and_nan_is_the_cpus(kernels):
+    weight = random(5, 64)
+    weight[0] = 0
+    weight[1, 7] = float("inf")
+    weight[2, 63] = float("nan")
+    weight[3] *= 1e-40
+    expected = nf4.nf4_quantize(weight, double_quant=False)
+    codes, absmax = quantize(kernels, weight)
+    assert_same_bits(codes, expected.codes)
+    assert torch.equal(absmax.isnan(), expected.absmax.isnan())
+    assert torch.equal(absmax.nan_to_num(), expected.absmax.nan_to_num())
+
+
+def test_quantize_takes_pointers_that_are_not_aligned(kernels):
+    weight = random(1, 201)[:, 1:]
+    expected = reference.nf4_quantize(weight, double_quant=False)
+    codes, absmax = quantize(kernels, weight)
+    assert_same_bits(codes, expected.codes)
+    assert_same_bits(absmax, expected.absmax)
+
+
+@pytest.mark.parametrize("num_blocks", [1, 3, 255, 256, 257, 1500])
+def test_nested_absmax(kernels, num_blocks):
+    absmax = random(num_blocks, seed=num_blocks).abs() + 0.1
+    for given in (None, absmax.double().mean().float()):
+        codes = poisoned(num_blocks, dtype=torch.uint8)
+        nested = poisoned((num_blocks + 255) // 256, dtype=torch.float32)
+        offset = torch.tensor(float("nan"))
+        kernels.nf4_quantize_absmax(
+            absmax=absmax, given_offset=given, absmax_codes=codes, nested_absmax=nested, offset=offset, **RUN
+        )
+        torch.testing.assert_close(offset, absmax.double().mean().float(), rtol=1e-7, atol=0)
+        # The CPU's kernel, which equals bitsandbytes where all of a block is the offset too.
+        expected_codes, expected_nested, _ = nf4.nf4_quantize_absmax(absmax, offset)
+        assert_same_bits(codes, expected_codes)
+        assert_same_bits(nested, expected_nested)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize("size", SIZES)
+def test_dequantize_gives_the_values_of_the_format(kernels, size, double_quant, dtype):
+    weight = reference.nf4_quantize(random(1, size, seed=size), double_quant=double_quant)
+    assert_same_bits(dequantize(kernels, weight, dtype), reference.nf4_dequantize(weight, dtype))
+
+
+def test_dequantize_takes_pointers_that_are_not_aligned(kernels):
+    weight = reference.nf4_quantize(random(1, 300))
+    shifted = weight._replace(codes=torch.cat([weight.codes[:1], weight.codes])[1:])
+    assert shifted.codes.data_ptr() % 4
+    assert_same_bits(
+        dequantize(kernels, shifted, torch.bfloat16), reference.nf4_dequantize(weight, torch.bfloat16)
+    )
+
+
+# ---- products with few tokens ----------------------------------------------------------------------------
+
+# (T, N, K, S): every number of token tiles; sizes that end inside a tile or step; sums in several parts.
+PRODUCTS = [
+    (1, 16, 64, 1),
+    (3, 20, 128, 1),
+    (8, 100, 192, 2),
+    (9, 64, 1088, 3),
+    (16, 4, 64, 1),
+    (19, 36, 640, 2),
+    (33, 132, 128, 1),
+    (64, 40, 576, 2),
+]
+
+
+def run_product(kernels, direction: str, given: Tensor, weight: NF4Weight, bias: Tensor | None, splits: int):
+    width = weight.shape[direction == "backward"]
+    out = poisoned(given.shape[0], width, dtype=torch.bfloat16)
+    parts = poisoned(splits, given.shape[0], width, dtype=torch.float32) if splits > 1 else None
+    if direction == "forward":
+        kernels.nf4_linear(x=given, weight=tuple(weight), bias=bias, y=out, workspace=parts, **RUN)
+    else:
+        kernels.nf4_linear_backward(grad_y=given, weight=tuple(weight), grad_x=out, workspace=parts, **RUN)
+    return out
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(("tokens", "rows", "columns", "splits"), PRODUCTS)
+def test_products(kernels, tokens, rows, columns, splits, direction, double_quant):
+    weight = reference.nf4_quantize(random(rows, columns, seed=1) * 0.1, double_quant=double_quant)
+    dense = reference.nf4_dequantize(weight, torch.bfloat16)
+    operand = dense.T if direction == "forward" else dense
+    given = random(tokens, operand.shape[0], seed=2, dtype=torch.bfloat16)
+    bias = random(rows, seed=3, dtype=torch.bfloat16) if direction == "forward" and tokens % 2 else None
+    add = 0.0 if bias is None else bias
+    ours = run_product(kernels, direction, given, weight, bias, splits)
+    exact = given.double() @ operand.double() + (add if bias is None else bias.double())
+    torchs = (given.float() @ operand.float() + (add if bias is None else bias.float())).bfloat16()
+    assert_close_to_reference(ours, exact, torchs, name=direction)
+    assert torch.equal(ours, run_product(kernels, direction, given, weight, bias, splits))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_products_say_what_they_cannot_take(emulated, direction):
+    weight = reference.nf4_quantize(random(16, 64))
+    width = weight.shape[direction == "forward"]
+    with pytest.raises(
+        ValueError, match=r"bfloat16 \[65, \d+\], on cuda this takes bfloat16 with at most 64 tokens"
+    ):
+        run_product(emulated, direction, random(65, width, dtype=torch.bfloat16), weight, None, 1)
+    odd = reference.nf4_quantize(random(16, 65))
+    with pytest.raises(
+        ValueError, match=r"weight is \[16, 65\], on cuda the sizes must be multiples of 4 and 64"
+    ):
+        run_product(
+            emulated,
+            direction,
+            random(2, odd.shape[direction == "forward"], dtype=torch.bfloat16),
+            odd,
+            None,
+            1,
+        )
