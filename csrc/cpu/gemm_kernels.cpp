@@ -17,9 +17,10 @@
 //           tiles: C (+)= A panel * B panel
 //
 // Panels are padded with zeros, so edges run the same code. An element of C is summed over k in runs of
-// kBlockK, in an order that depends on how many rows its tile has, so on M alone. Where A has few rows and B
-// is dense, packing would cost more than the product: rows of B are then used where they lie as dot products
-// or as updates of C.
+// kRunK, each in a register and then added to C, because a chain of additions loses the more the longer it
+// is. The order depends on the element's tile, so on (M, N, K) alone. Where A has few rows and B is dense,
+// packing would cost more than the product: rows of B are then used where they lie as dot products or as
+// updates of C.
 #include <cstdint>
 
 #include "cpu/bfloat16_pairs.h"
@@ -37,6 +38,7 @@ constexpr int kTileRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 4;
 constexpr int kTileColumns = kTileVectors * kLanes;
 
 constexpr std::int64_t kBlockK = 256;
+constexpr std::int64_t kRunK = 64;
 constexpr std::int64_t kBlockM = 132;
 constexpr std::int64_t kBlockN = 512;
 constexpr std::int64_t kPackColumns = 128;
@@ -58,15 +60,11 @@ inline FloatVector add_products(FloatVector sum, const float* a, FloatVector b) 
   }
 }
 
-// C tile = A panel * B panel over num_steps rows of the panels, added to C when `accumulate`; only the first
-// rows x columns are written. A tile of fewer rows leaves out the panel's last ones; the smallest gives odd k
-// sums of their own, to have enough of them to keep the multipliers busy.
+// A tile of kRows rows = A panel * B panel over num_steps rows of the panels, or += when `add`. The smallest
+// gives odd k sums of their own, to have enough of them to keep the multipliers busy.
 template <bool kPairs, int kRows>
-void tile(std::int64_t num_steps, const float* a, const float* b, float* c, std::int64_t ldc,
-          std::int64_t rows, std::int64_t columns, bool accumulate) {
-  if constexpr (kRows > 2) {
-    if (rows <= kRows - 2) return tile<kPairs, kRows - 2>(num_steps, a, b, c, ldc, rows, columns, accumulate);
-  }
+inline void sum_run(std::int64_t num_steps, const float* a, const float* b, float* out,
+                    std::int64_t out_stride, bool add) {
   constexpr int kChains = kRows == 2 ? 2 : 1;
   FloatVector sums[kChains][kRows][kTileVectors] = {};
   const auto step = [&](FloatVector(&to)[kRows][kTileVectors]) {
@@ -81,32 +79,42 @@ void tile(std::int64_t num_steps, const float* a, const float* b, float* c, std:
     b += kTileColumns;
   };
   std::int64_t done = 0;
+#pragma GCC unroll 4
   for (; done + kChains <= num_steps; done += kChains) {
 #pragma GCC unroll 4
     for (int chain = 0; chain < kChains; ++chain) step(sums[chain]);
   }
   for (; done < num_steps; ++done) step(sums[0]);
-  for (int chain = 1; chain < kChains; ++chain) {
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kTileVectors; ++v) sums[0][r][v] += sums[chain][r][v];
-    }
-  }
-  if (rows == kRows && columns == kTileColumns) {
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kTileVectors; ++v) {
-        float* to = c + r * ldc + v * kLanes;
-        store(to, accumulate ? load(to) + sums[0][r][v] : sums[0][r][v]);
-      }
-    }
-    return;
-  }
-  float whole[kRows * kTileColumns];
   for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kTileVectors; ++v) store(whole + r * kTileColumns + v * kLanes, sums[0][r][v]);
+    for (int v = 0; v < kTileVectors; ++v) {
+      for (int chain = 1; chain < kChains; ++chain) sums[0][r][v] += sums[chain][r][v];
+      float* to = out + r * out_stride + v * kLanes;
+      store(to, add ? load(to) + sums[0][r][v] : sums[0][r][v]);
+    }
   }
+}
+
+// C tile = A panel * B panel over num_steps rows of the panels, added to C when `accumulate`; only the first
+// rows x columns are written. A tile of fewer rows leaves out the panel's last ones.
+template <bool kPairs, int kRows>
+void tile(std::int64_t num_steps, const float* a, const float* b, float* c, std::int64_t ldc,
+          std::int64_t rows, std::int64_t columns, bool accumulate) {
+  if constexpr (kRows > 2) {
+    if (rows <= kRows - 2) return tile<kPairs, kRows - 2>(num_steps, a, b, c, ldc, rows, columns, accumulate);
+  }
+  constexpr std::int64_t kRunSteps = kPairs ? kRunK / 2 : kRunK;
+  const bool is_whole = rows == kRows && columns == kTileColumns;
+  float padded[kRows * kTileColumns];
+  float* out = is_whole ? c : padded;
+  const std::int64_t out_stride = is_whole ? ldc : kTileColumns;
+  for (std::int64_t i = 0; i < num_steps; i += kRunSteps) {
+    sum_run<kPairs, kRows>(smaller(kRunSteps, num_steps - i), a + i * kTileRows, b + i * kTileColumns, out,
+                           out_stride, i > 0 || (is_whole && accumulate));
+  }
+  if (is_whole) return;
   for (std::int64_t r = 0; r < rows; ++r) {
     for (std::int64_t j = 0; j < columns; ++j) {
-      const float sum = whole[r * kTileColumns + j];
+      const float sum = padded[r * kTileColumns + j];
       c[r * ldc + j] = accumulate ? c[r * ldc + j] + sum : sum;
     }
   }

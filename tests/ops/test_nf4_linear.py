@@ -63,6 +63,15 @@ def test_any_size_of_the_weight(out_features, in_features, num_tokens, monkeypat
     check_against_float64(random(num_tokens, in_features, seed=2), weight, None)
 
 
+# Sums of 257 to 511 products show how long a chain of additions is, 1 to 4 and 19 rows which tile is taken.
+@pytest.mark.parametrize("num_tokens", [1, 4, 19])
+@pytest.mark.parametrize("in_features", [1, 63, 65, 127, 257, 511])
+@pytest.mark.parametrize("out_features", [1, 63, 65, 127, 257, 511])
+def test_odd_sizes(out_features, in_features, num_tokens):
+    x = random(num_tokens, in_features, seed=2)
+    check_against_float64(x, make_weight(out_features, in_features), None)
+
+
 @pytest.mark.parametrize("double_quant", [False, True])
 def test_plain_and_nested_scales(double_quant):
     check_against_float64(random(20, 96, seed=2), make_weight(48, 96, double_quant), None)
