@@ -16,11 +16,11 @@
 //           used from the cache and overwritten, 128 KB
 //           tiles: C (+)= A panel * B panel
 //
-// Panels are padded with zeros, so edges run the same code. An element of C is summed over k in runs of
-// kRunK, each in a register and then added to C, because a chain of additions loses the more the longer it
-// is. The order depends on the element's tile, so on (M, N, K) alone. Where A has few rows and B is dense,
-// packing would cost more than the product: rows of B are then used where they lie as dot products or as
-// updates of C.
+// Panels are padded with zeros, so edges run the same code. An element of C is summed over k in runs of kRunK
+// (half of that where there are few), each in a register and then added to C, because a chain of additions
+// loses the more the longer it is. The order depends on the element's tile, so on (M, N, K) alone. Where A
+// has few rows and B is dense, packing would cost more than the product: rows of B are then used where they
+// lie as dot products or as updates of C.
 #include <cstdint>
 
 #include "cpu/bfloat16_pairs.h"
@@ -102,13 +102,14 @@ void tile(std::int64_t num_steps, const float* a, const float* b, float* c, std:
   if constexpr (kRows > 2) {
     if (rows <= kRows - 2) return tile<kPairs, kRows - 2>(num_steps, a, b, c, ldc, rows, columns, accumulate);
   }
-  constexpr std::int64_t kRunSteps = kPairs ? kRunK / 2 : kRunK;
+  constexpr std::int64_t kLongRun = kPairs ? kRunK / 2 : kRunK;
+  const std::int64_t run = num_steps < 2 * kLongRun ? kLongRun / 2 : kLongRun;
   const bool is_whole = rows == kRows && columns == kTileColumns;
   float padded[kRows * kTileColumns];
   float* out = is_whole ? c : padded;
   const std::int64_t out_stride = is_whole ? ldc : kTileColumns;
-  for (std::int64_t i = 0; i < num_steps; i += kRunSteps) {
-    sum_run<kPairs, kRows>(smaller(kRunSteps, num_steps - i), a + i * kTileRows, b + i * kTileColumns, out,
+  for (std::int64_t i = 0; i < num_steps; i += run) {
+    sum_run<kPairs, kRows>(smaller(run, num_steps - i), a + i * kTileRows, b + i * kTileColumns, out,
                            out_stride, i > 0 || (is_whole && accumulate));
   }
   if (is_whole) return;
