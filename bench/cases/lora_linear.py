@@ -1,12 +1,14 @@
 """lora_linear: forward + backward (to x, A and B) on a dense and on an NF4 base, without and with dropout.
 
-The peer is what PEFT does, in plain torch: base linear (bitsandbytes' for NF4), dropout, two more linears,
-add. Every contender seeds torch's generator first, so the mask it used can be told afterwards.
+The peers are PEFT's own layer on bitsandbytes' linear, and what it does in plain torch: base linear
+(bitsandbytes' for NF4), dropout, two more linears, add. Every contender seeds torch's generator first, so the
+mask it used can be told afterwards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import expect
 import peers
@@ -34,6 +36,25 @@ def _peft_like(base, dropout: float):
     return forward
 
 
+def _peft_layer(base: torch.nn.Module, lora_A: Tensor, lora_B: Tensor, dropout: float):
+    """PEFT's layer around `base`, its adapter's weights the two given."""
+    peft = peers.peft()
+    rank = lora_A.shape[0]
+    config = peft.LoraConfig(r=rank, lora_alpha=SCALING * rank, lora_dropout=dropout, target_modules=["0"])
+    layer = peft.inject_adapter_in_model(config, torch.nn.Sequential(base))[0].train()
+    layer.lora_A["default"].weight, layer.lora_B["default"].weight = lora_A, lora_B
+    return lambda x, A, B: layer(x)
+
+
+def _bitsandbytes_layer(codes: Tensor, state: Any) -> torch.nn.Module:
+    """bitsandbytes' linear that holds a weight quantised already."""
+    layers = peers.bitsandbytes().nn
+    num_rows, num_columns = state.shape
+    layer = layers.Linear4bit(num_columns, num_rows, bias=False, compute_dtype=state.dtype, device="meta")
+    layer.weight = layers.Params4bit(codes, False, state, quant_type="nf4", bnb_quantized=True)
+    return layer
+
+
 def _mask(name: str, x: Tensor, dropout: float) -> Tensor:
     torch.manual_seed(SEED)
     if name == "pyft":
@@ -45,15 +66,17 @@ def _case(shape: shapes.Shape, dtype: str, label: str, dropout: float, bases: di
     num_tokens, out_features, in_features, rank = (int(shape[name]) for name in "TNKR")
     inputs = {
         "x": expect.random(num_tokens, in_features, dtype=dtype, requires_grad=True),
-        "A": expect.random(rank, in_features, scale=in_features**-0.5, requires_grad=True),
-        "B": expect.random(out_features, rank, scale=0.1, requires_grad=True),
+        "A": torch.nn.Parameter(expect.random(rank, in_features, scale=in_features**-0.5)),
+        "B": torch.nn.Parameter(expect.random(out_features, rank, scale=0.1)),
     }
     grad_output = expect.random(num_tokens, out_features, dtype=dtype)
     ours = bases["pyft"]
-    forwards = {n: _peft_like(base, dropout) for n, base in bases.items() if n != "pyft"}
-    forwards = {
-        "pyft": lambda x, A, B: lora_linear(x, ours, A, B, scaling=SCALING, dropout=dropout)
-    } | forwards
+    forwards = {"pyft": lambda x, A, B: lora_linear(x, ours, A, B, scaling=SCALING, dropout=dropout)}
+    for name, base in bases.items():
+        if isinstance(base, torch.nn.Module):
+            forwards[name] = _peft_layer(base, inputs["A"], inputs["B"], dropout)
+        elif name != "pyft":
+            forwards[name] = _peft_like(base, dropout)
 
     def run(forward):
         torch.manual_seed(SEED)
@@ -102,6 +125,8 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
     if bitsandbytes is not None:
         codes, state = bitsandbytes_state(bitsandbytes, weight, x_dtype)
         nf4_bases["torch on bitsandbytes"] = lambda x: bitsandbytes.matmul_4bit(x, codes, quant_state=state)
+        if peers.peft() is not None:
+            nf4_bases["PEFT on bitsandbytes"] = _bitsandbytes_layer(codes, state)
     dense_bases = {"pyft": dense, "torch": lambda x: F.linear(x, dense)}
     for dropout in (0.0, 0.1):
         yield _case(shape, dtype, "dense", dropout, dense_bases, dense)

@@ -34,7 +34,9 @@ namespace {
 
 constexpr std::int64_t kTileTokens = 384;
 constexpr std::int64_t kTileColumns = 256;
-constexpr std::int64_t kProjectTokens = 64;
+// Pieces of S and dS, and of dB: one and two of gemm's blocks of rows, so that few of its tiles are cut.
+constexpr std::int64_t kProjectTokens = 132;
+constexpr std::int64_t kGradientRows = 264;
 // Of dropped x held at one time: [kDropTokens, kTileColumns] for dA, [kProjectTokens, kDropColumns] for S.
 constexpr std::int64_t kDropTokens = 256;
 constexpr std::int64_t kDropColumns = 512;
@@ -262,7 +264,7 @@ void lora_linear_backward(const LoraLinearBackwardArgs& args, int num_threads) {
   if (args.grad_x.defined) backward_x(args, factors, num_threads);
   if (args.grad_A.defined) backward_A(args, factors, num_threads);
   if (args.grad_B.defined) {
-    parallel_for(num_threads, out_features, kTileColumns, [&](std::int64_t n0, std::int64_t n1) {
+    parallel_for(num_threads, out_features, kGradientRows, [&](std::int64_t n0, std::int64_t n1) {
       gemm(n1 - n0, rank, num_tokens, transposed(offset_view(grad_y, 0, n0)), view_of(args.projected),
            args.grad_B.as<float>() + n0 * rank, rank, false);
     });
