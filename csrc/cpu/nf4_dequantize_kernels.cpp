@@ -82,6 +82,11 @@ inline void dequantize_whole_block(const Table& table, const std::uint8_t* codes
   }
 }
 
+inline void dequantize_whole_block(const Table& table, const std::uint8_t* codes, float* out) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kNf4BlockSize; i += kLanes) store(out + i, look_up_run(table, codes + i / 2));
+}
+
 // Flat elements [first, last) of one block.
 void dequantize_in_block(const Table& table, const std::uint8_t* codes, std::int64_t first, std::int64_t last,
                          float* out) {
@@ -103,7 +108,12 @@ void nf4_dequantize_floats(const Nf4View& weight, std::int64_t first, std::int64
     const std::int64_t block = first / kNf4BlockSize;
     const std::int64_t block_end = (block + 1) * kNf4BlockSize;
     const std::int64_t end = block_end < last ? block_end : last;
-    dequantize_in_block(block_table(block_scale(weight, block), to_bfloat16), weight.codes, first, end, out);
+    const Table table = block_table(block_scale(weight, block), to_bfloat16);
+    if (end - first == kNf4BlockSize) {
+      dequantize_whole_block(table, weight.codes + first / 2, out);
+    } else {
+      dequantize_in_block(table, weight.codes, first, end, out);
+    }
     out += end - first;
     first = end;
   }
