@@ -17,8 +17,36 @@ struct SeenDType {
 SeenDType seen_dtypes[kNumDTypes];
 int num_seen_dtypes = 0;
 
+// A tensor's attributes by names that Python has interned once: a name given as text is made a new string,
+// and hashed, at every look-up. Never freed, as Python may be gone before static objects are.
+struct Names {
+  PyObject* dtype = PyUnicode_InternFromString("dtype");
+  PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
+  PyObject* device = PyUnicode_InternFromString("device");
+  PyObject* shape = PyUnicode_InternFromString("shape");
+  PyObject* stride = PyUnicode_InternFromString("stride");
+  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+};
+
+const Names& names() {
+  static const Names interned;
+  return interned;
+}
+
+py::object attribute(py::handle object, PyObject* name) {
+  PyObject* found = PyObject_GetAttr(object.ptr(), name);
+  if (!found) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(found);
+}
+
+py::object call(py::handle object, PyObject* method) {
+  PyObject* result = PyObject_CallMethodNoArgs(object.ptr(), method);
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
 DType read_dtype(py::handle tensor, const char* name) {
-  const py::object object = tensor.attr("dtype");
+  const py::object object = attribute(tensor, names().dtype);
   for (int i = 0; i < num_seen_dtypes; ++i) {
     if (seen_dtypes[i].object == object.ptr()) return seen_dtypes[i].dtype;
   }
@@ -32,10 +60,15 @@ DType read_dtype(py::handle tensor, const char* name) {
 }
 
 void read_device(py::handle tensor, TensorRef& ref) {
-  const py::object device = tensor.attr("device");
+  if (attribute(tensor, names().is_cpu).ptr() == Py_True) {
+    ref.device = DeviceType::kCpu;
+    ref.device_index = 0;
+    return;
+  }
+  const py::object device = attribute(tensor, names().device);
   const std::string type = py::cast<std::string>(device.attr("type"));
-  check(type == "cpu" || type == "cuda", ref.name, " is on device ", type, ", expected cpu or cuda");
-  ref.device = type == "cpu" ? DeviceType::kCpu : DeviceType::kCuda;
+  check(type == "cuda", ref.name, " is on device ", type, ", expected cpu or cuda");
+  ref.device = DeviceType::kCuda;
   const py::object index = device.attr("index");
   ref.device_index = index.is_none() ? 0 : py::cast<int>(index);
 }
@@ -46,12 +79,13 @@ TensorRef tensor_argument(py::handle tensor, const char* name) {
   TensorRef ref;
   ref.name = name;
   if (tensor.is_none()) return ref;
-  check(py::hasattr(tensor, "data_ptr") && py::hasattr(tensor, "dtype"), name, " is a ",
-        py::cast<std::string>(py::type::of(tensor).attr("__name__")), ", expected a torch tensor");
+  check(PyObject_HasAttr(tensor.ptr(), names().data_ptr) && PyObject_HasAttr(tensor.ptr(), names().dtype),
+        name, " is a ", py::cast<std::string>(py::type::of(tensor).attr("__name__")),
+        ", expected a torch tensor");
   ref.dtype = read_dtype(tensor, name);
   read_device(tensor, ref);
-  const py::tuple shape(tensor.attr("shape"));
-  const py::tuple strides(tensor.attr("stride")());
+  const py::tuple shape(attribute(tensor, names().shape));
+  const py::tuple strides(call(tensor, names().stride));
   check(shape.size() <= static_cast<std::size_t>(TensorRef::kMaxDims), name, " has ", shape.size(),
         " dimensions, at most ", TensorRef::kMaxDims, " are supported");
   ref.num_dims = static_cast<int>(shape.size());
@@ -59,7 +93,7 @@ TensorRef tensor_argument(py::handle tensor, const char* name) {
     ref.shape[i] = py::cast<std::int64_t>(shape[i]);
     ref.strides[i] = py::cast<std::int64_t>(strides[i]);
   }
-  ref.data = reinterpret_cast<void*>(py::cast<std::uintptr_t>(tensor.attr("data_ptr")()));
+  ref.data = reinterpret_cast<void*>(py::cast<std::uintptr_t>(call(tensor, names().data_ptr)));
   ref.defined = true;
   return ref;
 }

@@ -103,7 +103,9 @@ def _native_base(base: Sequence) -> Tensor | tuple:
 
 def _matrix(tensor: Tensor) -> Tensor:
     """All leading dimensions as one: [..., F] to a contiguous [T, F]."""
-    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1]).contiguous()
+    if tensor.dim() != 2:
+        tensor = tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+    return tensor.contiguous()
 
 
 def _node(x: Tensor, *rest) -> Tensor:

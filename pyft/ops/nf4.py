@@ -202,7 +202,9 @@ def _empty_grad_x(grad_y: Tensor, *storage) -> Tensor:
 
 def _matrix(tensor: Tensor) -> Tensor:
     """All leading dimensions as one: [..., F] to a contiguous [T, F]."""
-    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1]).contiguous()
+    if tensor.dim() != 2:
+        tensor = tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+    return tensor.contiguous()
 
 
 def _quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
