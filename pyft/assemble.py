@@ -17,15 +17,10 @@ from pyft.data.prepare import PreparedData
 from pyft.data.templates import ChatTemplate, encode_text_prompt
 from pyft.model.adapters import attach_adapters
 from pyft.model.architecture import init_model
+from pyft.model.fitting import check_positions, check_vocabulary, fit_vocabulary
 from pyft.model.generate import generate
 from pyft.model.head import check_isolation, forward_hidden, forward_logits, head_of
-from pyft.model.load import (
-    check_positions,
-    check_vocabulary,
-    enable_gradient_checkpointing,
-    fit_vocabulary,
-    load_model,
-)
+from pyft.model.load import enable_gradient_checkpointing, load_model
 from pyft.model.trained import folder_digest
 from pyft.trainer.objective import causal_lm_objective, logits_objective
 from pyft.trainer.settings import Completion, Question, TrainSettings

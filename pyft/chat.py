@@ -158,7 +158,7 @@ def _build(options: argparse.Namespace) -> Chat:
 
     from pyft.data.templates import trained_template
     from pyft.model.architecture import quiet_transformers
-    from pyft.model.load import check_vocabulary
+    from pyft.model.fitting import check_vocabulary
     from pyft.model.restore import load_result, load_result_tokenizer
 
     quiet_transformers()

@@ -10,13 +10,13 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import SMALL, byte_tokenizer, random_model, random_samples, saved_model
+from tiny_models import SMALL, random_model, random_samples, saved_model
 from transformers import AutoModelForCausalLM
 
 from pyft.config import ConfigError, NumericsError
 from pyft.model.architecture import init_model
 from pyft.model.checkpoint import open_tensors, stored_dtype
-from pyft.model.load import check_positions, check_vocabulary, fit_vocabulary, load_model
+from pyft.model.load import load_model
 from pyft.model.quantize import NF4Linear, linear_names
 
 CASES = [
@@ -269,44 +269,6 @@ def test_stored_dtype(tmp_path):
     random_model("llama").bfloat16().save_pretrained(tmp_path)
     assert stored_dtype(tmp_path) == torch.bfloat16
     assert open_tensors(tmp_path / "..") is None
-
-
-def test_tokenizer_longer_than_the_embedding(tmp_path):
-    model = random_model("llama")
-    check_vocabulary(model, 131)
-    with pytest.raises(ConfigError, match="tokenizer has 259 entries, the model's embedding only 131"):
-        check_vocabulary(model, len(byte_tokenizer()))
-
-
-@pytest.mark.parametrize("tie", [True, False])
-def test_an_embedding_that_trains_grows_to_the_tokenizer(tmp_path, tie, caplog):
-    model = random_model("llama", tie_word_embeddings=tie)
-    old = model.get_input_embeddings().weight.detach().clone()
-    old_head = model.get_output_embeddings().weight.detach().clone()
-    fit_vocabulary(model, 131)
-    assert not caplog.records
-    fit_vocabulary(model, 140)
-    assert "from 131 to 140 rows" in caplog.text
-    check_vocabulary(model, 140)
-    for module, before in ((model.get_input_embeddings(), old), (model.get_output_embeddings(), old_head)):
-        assert torch.equal(module.weight[:131], before)
-        torch.testing.assert_close(module.weight[131:], before.mean(dim=0).expand(9, -1))
-    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    assert tied == tie and model.config.vocab_size == 140
-    model.save_pretrained(tmp_path)
-    again = load_model(tmp_path, dtype=torch.float32)
-    assert torch.equal(again.get_output_embeddings().weight, model.get_output_embeddings().weight)
-
-
-def test_samples_longer_than_the_positions(caplog):
-    check_positions(random_model("llama"), 256)
-    assert not caplog.records
-    check_positions(random_model("llama"), 257)
-    assert "257 tokens" in caplog.text and "256" in caplog.text
-    learned = random_model("gpt2", n_embd=64, n_head=4, n_layer=1, max_position_embeddings=32)
-    check_positions(learned, 32)
-    with pytest.raises(ConfigError, match=r"33 tokens, .*only 32 positions \(data\.max_length\)"):
-        check_positions(learned, 33)
 
 
 MAPPING = {key: value for key, value in SMALL.items() if key != "vocab_size" and not key.endswith("token_id")}

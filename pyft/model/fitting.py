@@ -1,0 +1,74 @@
+"""Whether a model fits what it is given: the tokenizer's entries, the samples' lengths."""
+
+from __future__ import annotations
+
+import logging
+
+from transformers import PreTrainedModel
+
+from pyft.config import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def check_vocabulary(model: PreTrainedModel, num_tokens: int) -> None:
+    """Refuse a tokenizer whose ids go beyond the embedding.
+
+    Args:
+        model: loaded.
+        num_tokens: length of the tokenizer, added tokens included.
+
+    Raises:
+        ConfigError: when the embedding has fewer rows.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if num_tokens > rows:
+        raise ConfigError(
+            f"the tokenizer has {num_tokens} entries, the model's embedding only {rows} (model.tokenizer): "
+            "take the tokenizer that belongs to the model, or first save the model with "
+            f"resize_token_embeddings({num_tokens}), which whatever is trained on it then fits"
+        )
+
+
+def fit_vocabulary(model: PreTrainedModel, num_tokens: int) -> None:
+    """Give a model whose embedding trains a row for each entry of the tokenizer: the mean of those it has.
+
+    Args:
+        model: loaded; its embedding, head and configuration change where they are too short.
+        num_tokens: length of the tokenizer, added tokens included.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if num_tokens <= rows:
+        return
+    # transformers' own start values take a covariance of all rows.
+    model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for tensor in (module.weight, getattr(module, "bias", None)):
+            if tensor is not None:
+                tensor.data[rows:] = tensor.data[:rows].float().mean(dim=0)
+    logger.warning(
+        "the embedding grows from %d to %d rows, as many as the tokenizer has; new ones begin as the mean",
+        rows,
+        num_tokens,
+    )
+
+
+def check_positions(model: PreTrainedModel, longest: int) -> None:
+    """Look whether samples fit the model's positions: rotary ones stretch, learned ones end.
+
+    Args:
+        model: loaded.
+        longest: tokens of the longest sample.
+
+    Raises:
+        ConfigError: when the model learned its positions and has fewer.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None or longest <= positions:
+        return
+    said = (
+        f"samples have up to {longest} tokens, {type(model).__name__} was made for only {positions} positions"
+    )
+    if not getattr(model.config, "rope_parameters", None):
+        raise ConfigError(f"{said} (data.max_length): lower it to {positions}")
+    logger.warning("%s (data.max_length): it may not use what lies beyond", said)
