@@ -207,11 +207,13 @@ void cross_entropy(const CrossEntropyArgs& args, const ExecutionContext& context
   check_targets(op, args.targets, args.logits);
   check_scalar(op, args.loss);
   check_matrix(op, args.row_stats, DType::kFloat32, args.logits.shape[0], 2, "logits need");
+  check_bias(op, args.row_losses, DType::kFloat32, args.logits.shape[0]);
   check_loss_terms(op, args.terms);
-  const DeviceType device = common_device(op, {&args.logits, &args.targets, &args.loss, &args.row_stats});
+  const DeviceType device =
+      common_device(op, {&args.logits, &args.targets, &args.loss, &args.row_stats, &args.row_losses});
   if (device == DeviceType::kCpu)
     check_target_range(op, args.targets, args.ignore_index, args.logits.shape[1]);
-  run_on(op, device, args, context, cpu::cross_entropy);
+  run_on(op, device, args, context, cpu::cross_entropy, PYFT_CUDA_KERNEL(cross_entropy));
 }
 
 void cross_entropy_backward(const CrossEntropyBackwardArgs& args, const ExecutionContext& context) {
@@ -226,7 +228,7 @@ void cross_entropy_backward(const CrossEntropyBackwardArgs& args, const Executio
   const DeviceType device =
       common_device(op, {&args.grad_loss, &args.logits, &args.targets, &args.row_stats, &args.grad_logits});
   if (device == DeviceType::kCpu) check_target_range(op, args.targets, args.ignore_index, vocabulary);
-  run_on(op, device, args, context, cpu::cross_entropy_backward);
+  run_on(op, device, args, context, cpu::cross_entropy_backward, PYFT_CUDA_KERNEL(cross_entropy_backward));
 }
 
 void linear_cross_entropy(const LinearCrossEntropyArgs& args, const ExecutionContext& context) {

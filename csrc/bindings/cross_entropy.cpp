@@ -23,7 +23,7 @@ LossTerms loss_terms(const Terms& terms) { return {terms[2], terms[3]}; }
 void bind_from_logits(py::module_& module) {
   module.def(
       "cross_entropy",
-      [](py::handle logits, py::handle targets, py::handle loss, py::handle row_stats,
+      [](py::handle logits, py::handle targets, py::handle loss, py::handle row_stats, py::handle row_losses,
          std::int64_t ignore_index, double label_smoothing, double z_loss, int num_threads,
          std::uintptr_t stream) {
         const CrossEntropyArgs args{tensor_argument(logits, "logits"),
@@ -31,12 +31,13 @@ void bind_from_logits(py::module_& module) {
                                     tensor_argument(loss, "loss"),
                                     tensor_argument(row_stats, "row_stats"),
                                     ignore_index,
-                                    {label_smoothing, z_loss}};
+                                    {label_smoothing, z_loss},
+                                    tensor_argument(row_losses, "row_losses")};
         run(pyft::cross_entropy, args, num_threads, stream);
       },
       py::kw_only(), py::arg("logits"), py::arg("targets"), py::arg("loss"), py::arg("row_stats"),
-      py::arg("ignore_index"), py::arg("label_smoothing"), py::arg("z_loss"), py::arg("num_threads"),
-      py::arg("stream"));
+      py::arg("row_losses") = py::none(), py::arg("ignore_index"), py::arg("label_smoothing"),
+      py::arg("z_loss"), py::arg("num_threads"), py::arg("stream"));
   module.def(
       "cross_entropy_backward",
       [](py::handle grad_loss, py::handle logits, py::handle targets, py::handle row_stats,

@@ -11,4 +11,7 @@ void nf4_dequantize(const Nf4DequantizeArgs& args, std::uintptr_t stream);
 void nf4_linear(const Nf4LinearArgs& args, std::uintptr_t stream);
 void nf4_linear_backward(const Nf4LinearBackwardArgs& args, std::uintptr_t stream);
 
+void cross_entropy(const CrossEntropyArgs& args, std::uintptr_t stream);
+void cross_entropy_backward(const CrossEntropyBackwardArgs& args, std::uintptr_t stream);
+
 }  // namespace pyft::cuda

@@ -55,8 +55,8 @@ def test_kernels_are_clean_under_address_sanitizer(tmp_path):
         "ASAN_OPTIONS": "detect_leaks=0",
         "PYFT_EMULATED": str(tmp_path),
     }
-    tests = Path(__file__).parent / "test_nf4_kernels.py"
-    command = [sys.executable, "-m", "pytest", "-q", "--capture=no", "-k", "seed0 or not seed", str(tests)]
+    tests = map(str, sorted(Path(__file__).parent.glob("test_*_kernels.py")))
+    command = [sys.executable, "-m", "pytest", "-q", "--capture=no", "-k", "seed0 or not seed", *tests]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout

@@ -142,6 +142,7 @@ struct CrossEntropyArgs {
       row_stats;  // out: float32 [T, 2]: largest logit, and sum of exp(logit - largest); zeros if not counted
   std::int64_t ignore_index;
   LossTerms terms;
+  TensorRef row_losses;  // CUDA: workspace, float32 [T]; or None
 };
 // loss = sum over counted rows of what LossTerms says.
 void cross_entropy(const CrossEntropyArgs& args, const ExecutionContext& context);
