@@ -17,7 +17,9 @@ from pyft.trainer.optim import Optimizer
 from pyft.trainer.settings import TrainSettings
 
 NUM_STEPS = 50
-SETTINGS = TrainSettings(learning_rate=2e-3, max_grad_norm=1.0)
+# From 5.5 to 2.1 in fifty steps. At twice the rate the few samples are known by heart: a loss of a twelfth of
+# its beginning, of which bfloat16's own rounding is one per cent.
+SETTINGS = TrainSettings(learning_rate=1e-3, max_grad_norm=1.0)
 SIZES = {"hidden_size": 128, "intermediate_size": 192, "tie_word_embeddings": True}
 
 
@@ -94,8 +96,8 @@ def share_weights(ours, peer):
         theirs[name].lora_A["default"].weight.copy_(layer.lora_A)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_losses_track_the_peers(tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.01)])
+def test_losses_track_the_peers(tmp_path, dtype, tolerance):
     saved_model(tmp_path, "qwen2", spread=0.08, **SIZES)
     ours, peer = our_model(tmp_path, dtype), peer_model(tmp_path, dtype)
     share_weights(ours, peer)
@@ -107,4 +109,4 @@ def test_losses_track_the_peers(tmp_path, dtype):
     assert len(curves) == NUM_STEPS
     assert curves[-1][1] < 0.7 * curves[0][1]  # something was learned
     for step, (our, their) in enumerate(curves, start=1):
-        assert our == pytest.approx(their, rel=0.01), f"step {step}"
+        assert our == pytest.approx(their, rel=tolerance), f"step {step}"
