@@ -46,6 +46,7 @@ void check_splits(const char* op, const TensorRef& workspace, const TensorRef& o
   if (!workspace.defined) return;
   check_dtype(op, workspace, DType::kFloat32);
   check_num_dims(op, workspace, 3);
+  check(workspace.shape[0] > 0, op, ": workspace has shape ", shape_text(workspace), ", expected parts");
   check_size(op, workspace, 1, out.shape[0], "the result has");
   check_size(op, workspace, 2, out.shape[1], "the result has");
   check_contiguous(op, workspace);

@@ -1,4 +1,8 @@
-"""Ids and labels: exactly the answers and their end marks are learned, and prompts are as chat sends them."""
+"""Ids and labels: exactly the answers and their end marks are learned, and prompts are as chat sends them.
+
+Long because it is the rules of labels one by one, most of them on several tokenizers and templates that share
+the same few helpers.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,6 @@ from emulated_build import build_emulated
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory):
     """The module; its operations take tensors of the CPU and run the CUDA kernels on them."""
-    if shutil.which("cmake") is None or shutil.which("c++") is None:
-        pytest.skip("no cmake or no C++ compiler")
     given = os.environ.get("PYFT_EMULATED")
     if given:
         path = next(Path(given).glob("_pyft_emulated*"))

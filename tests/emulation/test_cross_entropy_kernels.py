@@ -90,6 +90,8 @@ def test_large_and_infinite_logits(kernels):
     logits[0, :300] = float("-inf")
     targets = torch.tensor([400, 0, 599])
     check(kernels, logits, targets, TERMS["plain"])
+    # Of a row without a finite logit nothing can be said, and no padding makes up for it.
+    assert run(kernels, torch.full((1, 7), float("-inf")), torch.tensor([3]), TERMS["plain"])[0].isnan()
     assert run(kernels, torch.zeros(0, 9), torch.zeros(0, dtype=torch.int64), TERMS["plain"])[0] == 0
 
 

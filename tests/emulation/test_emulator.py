@@ -4,7 +4,6 @@ more under AddressSanitizer, which sees every access outside a tensor or shared 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,9 +21,6 @@ FLAGS = [
     "-Wno-unknown-pragmas",
     "-ffp-contract=off",
 ]
-pytestmark = pytest.mark.skipif(
-    shutil.which("cmake") is None or shutil.which("c++") is None, reason="no cmake or no C++ compiler"
-)
 
 
 @pytest.mark.parametrize("flags", [[], ["-fsanitize=address"]], ids=["plain", "address sanitizer"])

@@ -124,7 +124,7 @@ PRODUCTS = [
 def run_product(kernels, direction: str, given: Tensor, weight: NF4Weight, bias: Tensor | None, splits: int):
     width = weight.shape[direction == "backward"]
     out = poisoned(given.shape[0], width, dtype=torch.bfloat16)
-    parts = poisoned(splits, given.shape[0], width, dtype=torch.float32) if splits > 1 else None
+    parts = poisoned(splits, given.shape[0], width, dtype=torch.float32) if splits != 1 else None
     if direction == "forward":
         kernels.nf4_linear(x=given, weight=tuple(weight), bias=bias, y=out, workspace=parts, **RUN)
     else:
@@ -157,6 +157,8 @@ def test_products_say_what_they_cannot_take(emulated, direction):
         ValueError, match=r"bfloat16 \[65, \d+\], on cuda this takes bfloat16 with at most 64 tokens"
     ):
         run_product(emulated, direction, random(65, width, dtype=torch.bfloat16), weight, None, 1)
+    with pytest.raises(ValueError, match=r"workspace has shape \[0, 2, \d+\], expected parts"):
+        run_product(emulated, direction, random(2, width, dtype=torch.bfloat16), weight, None, 0)
     odd = reference.nf4_quantize(random(16, 65))
     with pytest.raises(
         ValueError, match=r"weight is \[16, 65\], on cuda the sizes must be multiples of 4 and 64"
