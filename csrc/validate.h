@@ -1,4 +1,4 @@
-// Checks of arguments that several operations share; each operation's own checks stand in dispatch.cpp.
+// Checks of arguments that several operations share; each operation's own checks stand in dispatch/.
 #pragma once
 
 #include "pyft/ops.h"

@@ -15,6 +15,12 @@ void run(void (*op)(const Args&, const ExecutionContext&), const Args& args, int
   op(args, ExecutionContext{num_threads, stream});
 }
 
+// The storage of an NF4 weight as Python passes it: (codes, absmax, absmax_codes, nested_absmax, offset, (N,
+// K)).
+Nf4Tensors nf4_argument(const pybind11::tuple& parts);
+
+void bind_nf4(pybind11::module_& module);
+void bind_lora(pybind11::module_& module);
 void bind_cross_entropy(pybind11::module_& module);
 
 }  // namespace pyft::bindings

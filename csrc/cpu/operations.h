@@ -1,4 +1,4 @@
-// The CPU side of ops.h: same arguments, already validated by dispatch.cpp.
+// The CPU side of ops.h: same arguments, already validated in dispatch/.
 #pragma once
 
 #include "pyft/ops.h"

@@ -1,4 +1,4 @@
-// The CUDA side of ops.h: same arguments, already validated by dispatch.cpp, queued on `stream`.
+// The CUDA side of ops.h: same arguments, already validated in dispatch/, queued on `stream`.
 #pragma once
 
 #include "pyft/ops.h"

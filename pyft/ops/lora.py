@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 
+from pyft.ops.arguments import matrix, nf4_parts
 from pyft.ops.dropout import draw_seed
 from pyft.ops.native import C, execution
 from pyft.ops.nf4 import NF4Weight
@@ -98,14 +99,7 @@ def _native_base(base: Sequence) -> Tensor | tuple:
     """The seven flat arguments of the base as the native module takes it: dense, or the parts of NF4."""
     if base[0].is_floating_point():
         return base[0].contiguous()
-    return (*(None if part is None else part.contiguous() for part in base[:5]), (base[5], base[6]))
-
-
-def _matrix(tensor: Tensor) -> Tensor:
-    """All leading dimensions as one: [..., F] to a contiguous [T, F]."""
-    if tensor.dim() != 2:
-        tensor = tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
-    return tensor.contiguous()
+    return nf4_parts(base)
 
 
 def _node(x: Tensor, *rest) -> Tensor:
@@ -121,8 +115,8 @@ def _empty_output(handle: Tensor, x: Tensor, *rest) -> Tensor:
 def _linear(handle: Tensor, x: Tensor, *rest) -> Tensor:
     base, (lora_A, lora_B, bias, *drop) = rest[:7], rest[7:]
     y = _empty_output(handle, x)
-    out = y.view(-1, y.shape[-1]) if y.numel() else _matrix(y)
-    _multiply(_matrix(x), _native_base(base), bias, lora_A, lora_B, out, *drop)
+    out = y.view(-1, y.shape[-1]) if y.numel() else matrix(y)
+    _multiply(matrix(x), _native_base(base), bias, lora_A, lora_B, out, *drop)
     return y
 
 
@@ -175,11 +169,11 @@ def _empty_gradients(grad_y: Tensor, x: Tensor, *rest) -> tuple[Tensor, Tensor, 
 def _linear_backward(grad_y: Tensor, x: Tensor, *rest) -> tuple[Tensor, Tensor, Tensor]:
     base, (lora_A, lora_B, scaling, dropout, seed, *wanted) = rest[:7], rest[7:]
     gradients = _empty_gradients(grad_y, x, *rest)
-    outputs = [_matrix(g) if w else None for g, w in zip(gradients, wanted, strict=True)]
-    rows = _matrix(x)
+    outputs = [matrix(g) if w else None for g, w in zip(gradients, wanted, strict=True)]
+    rows = matrix(x)
     projected = _project(rows, lora_A, scaling, dropout, seed)
     C.lora_linear_backward(
-        grad_y=_matrix(grad_y),
+        grad_y=matrix(grad_y),
         x=rows,
         weight=_native_base(base),
         lora_A=lora_A.contiguous(),

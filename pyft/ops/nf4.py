@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 
+from pyft.ops.arguments import matrix, nf4_parts
+from pyft.ops.cuda.nf4 import ON_CUDA
 from pyft.ops.native import C, execution
 
 BLOCK_SIZE: int = C.nf4_block_size
@@ -169,12 +171,6 @@ _library.define(f"nf4_linear(Tensor x, {_STORAGE}, Tensor? bias) -> Tensor")
 _library.define(f"nf4_linear_backward(Tensor grad_y, {_STORAGE}) -> Tensor")
 
 
-def _native_weight(storage: Sequence) -> tuple:
-    """The seven flat storage arguments of an operation as the six parts the native module takes."""
-    parts = (None if part is None else part.contiguous() for part in storage[:5])
-    return (*parts, (storage[5], storage[6]))
-
-
 def _empty_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
     num_weights = weight.numel()
     codes = torch.empty(-(-num_weights // 2), dtype=torch.uint8, device=weight.device)
@@ -200,13 +196,6 @@ def _empty_grad_x(grad_y: Tensor, *storage) -> Tensor:
     return grad_y.new_empty((*grad_y.shape[:-1], storage[6]))
 
 
-def _matrix(tensor: Tensor) -> Tensor:
-    """All leading dimensions as one: [..., F] to a contiguous [T, F]."""
-    if tensor.dim() != 2:
-        tensor = tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
-    return tensor.contiguous()
-
-
 def _quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     codes, absmax = _empty_codes(weight)
     C.nf4_quantize(weight=weight.contiguous(), codes=codes, absmax=absmax, **execution(weight))
@@ -229,7 +218,7 @@ def _quantize_absmax(absmax: Tensor, offset: Tensor | None) -> tuple[Tensor, Ten
 
 def _dequantize(codes: Tensor, *storage_and_dtype) -> Tensor:
     out = _empty_dense(codes, *storage_and_dtype)
-    C.nf4_dequantize(weight=_native_weight((codes, *storage_and_dtype)), out=out, **execution(codes))
+    C.nf4_dequantize(weight=nf4_parts((codes, *storage_and_dtype)), out=out, **execution(codes))
     return out
 
 
@@ -239,10 +228,10 @@ def _linear(x: Tensor, *storage_and_bias) -> Tensor:
     y = _empty_y(x, *storage_and_bias)
     bias = storage_and_bias[7]
     C.nf4_linear(
-        x=_matrix(x),
-        weight=_native_weight(storage_and_bias),
+        x=matrix(x),
+        weight=nf4_parts(storage_and_bias),
         bias=None if bias is None else bias.contiguous(),
-        y=_matrix(y),
+        y=matrix(y),
         **execution(x),
     )
     return y
@@ -251,7 +240,7 @@ def _linear(x: Tensor, *storage_and_bias) -> Tensor:
 def _linear_backward(grad_y: Tensor, *storage) -> Tensor:
     grad_x = _empty_grad_x(grad_y, *storage)
     C.nf4_linear_backward(
-        grad_y=_matrix(grad_y), weight=_native_weight(storage), grad_x=_matrix(grad_x), **execution(grad_y)
+        grad_y=matrix(grad_y), weight=nf4_parts(storage), grad_x=matrix(grad_x), **execution(grad_y)
     )
     return grad_x
 
@@ -272,7 +261,7 @@ def _linear_gradients(ctx, grad_y: Tensor) -> tuple:
     if ctx.needs_input_grad[0]:
         grad_x = torch.ops.pyft.nf4_linear_backward(grad_y, *_kept_storage(ctx))
     if ctx.needs_input_grad[8]:
-        grad_bias = _matrix(grad_y).sum(dim=0)
+        grad_bias = matrix(grad_y).sum(dim=0)
     return (grad_x, *[None] * 7, grad_bias)
 
 
@@ -289,7 +278,7 @@ for _name, _run, _fake in (
     ("nf4_linear_backward", _linear_backward, _empty_grad_x),
 ):
     _library.impl(_name, _run, "CPU")
-    _library.impl(_name, _run, "CUDA")
+    _library.impl(_name, ON_CUDA.get(_name, _run), "CUDA")
     register_fake(f"pyft::{_name}", _fake, lib=_library)
 register_autograd("pyft::nf4_linear", _linear_gradients, setup_context=_keep_storage, lib=_library)
 register_autograd(

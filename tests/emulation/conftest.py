@@ -5,11 +5,16 @@ PYFT_EMULATED names a folder that has the module already; the test under Address
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+import pkgutil
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from emulated_build import build_emulated
 
 
@@ -32,3 +37,26 @@ def kernels(emulated, request):
     """The operations, with the threads of blocks in an order of this seed."""
     emulated.set_seed(request.param)
     return emulated
+
+
+def _cuda_tables() -> dict:
+    package = importlib.import_module("pyft.ops.cuda")
+    tables = {}
+    for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        tables |= getattr(importlib.import_module(found.name), "ON_CUDA", {})
+    return tables
+
+
+@pytest.fixture
+def emulated_ops(kernels, monkeypatch):
+    """`pyft.ops` as on a GPU, autograd and all, with tensors of the CPU: the tables ON_CUDA, on these kernels."""
+    overrides = _cuda_tables()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("pyft.ops.") and hasattr(module, "C"):
+            monkeypatch.setattr(module, "C", kernels)
+    with torch.library._scoped_library("pyft", "IMPL") as library:
+        with warnings.catch_warnings():  # torch says, once, that something is overridden
+            warnings.simplefilter("ignore", UserWarning)
+            for op, run in overrides.items():
+                library.impl(op, run, "CPU", allow_override=True)
+        yield kernels

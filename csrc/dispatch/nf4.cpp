@@ -1,0 +1,105 @@
+// The entries of the NF4 operations.
+#include "dispatch/run_on.h"
+#include "pyft/nf4_format.h"
+
+namespace pyft {
+namespace {
+
+template <typename... Tensors>
+DeviceType nf4_device(const char* op, const Nf4Tensors& weight, const Tensors&... others) {
+  return common_device(op, {&others..., &weight.codes, &weight.absmax, &weight.absmax_codes,
+                            &weight.nested_absmax, &weight.offset});
+}
+
+// None, or float32 [S, rows and columns of `out`].
+void check_splits(const char* op, const TensorRef& workspace, const TensorRef& out) {
+  if (!workspace.defined) return;
+  check_dtype(op, workspace, DType::kFloat32);
+  check_num_dims(op, workspace, 3);
+  check(workspace.shape[0] > 0, op, ": workspace has shape ", shape_text(workspace), ", expected parts");
+  check_size(op, workspace, 1, out.shape[0], "the result has");
+  check_size(op, workspace, 2, out.shape[1], "the result has");
+  check_contiguous(op, workspace);
+}
+
+}  // namespace
+
+void nf4_quantize(const Nf4QuantizeArgs& args, const ExecutionContext& context) {
+  const char* op = "nf4_quantize";
+  check_float_dtype(op, args.weight);
+  check_contiguous(op, args.weight);
+  const std::int64_t num_weights = args.weight.num_elements();
+  check_dtype(op, args.codes, DType::kUInt8);
+  check_num_dims(op, args.codes, 1);
+  check_size(op, args.codes, 0, (num_weights + 1) / 2, "weight needs");
+  check_contiguous(op, args.codes);
+  check_dtype(op, args.absmax, DType::kFloat32);
+  check_num_dims(op, args.absmax, 1);
+  check_size(op, args.absmax, 0, (num_weights + kNf4BlockSize - 1) / kNf4BlockSize, "weight needs");
+  check_contiguous(op, args.absmax);
+  const DeviceType device = common_device(op, {&args.weight, &args.codes, &args.absmax});
+  run_on(op, device, args, context, cpu::nf4_quantize, PYFT_CUDA_KERNEL(nf4_quantize));
+}
+
+void nf4_quantize_absmax(const Nf4QuantizeAbsmaxArgs& args, const ExecutionContext& context) {
+  const char* op = "nf4_quantize_absmax";
+  check_dtype(op, args.absmax, DType::kFloat32);
+  check_num_dims(op, args.absmax, 1);
+  check_contiguous(op, args.absmax);
+  const std::int64_t num_blocks = args.absmax.shape[0];
+  for (const TensorRef* offset : {&args.given_offset, &args.offset}) {
+    if (offset == &args.given_offset && !offset->defined) continue;
+    check_dtype(op, *offset, DType::kFloat32);
+    check(offset->num_elements() == 1, op, ": offset has ", offset->num_elements(), " elements, expected 1");
+  }
+  check_dtype(op, args.absmax_codes, DType::kUInt8);
+  check_num_dims(op, args.absmax_codes, 1);
+  check_size(op, args.absmax_codes, 0, num_blocks, "absmax needs");
+  check_contiguous(op, args.absmax_codes);
+  check_dtype(op, args.nested_absmax, DType::kFloat32);
+  check_num_dims(op, args.nested_absmax, 1);
+  check_size(op, args.nested_absmax, 0, (num_blocks + kNestedBlockSize - 1) / kNestedBlockSize,
+             "absmax needs");
+  check_contiguous(op, args.nested_absmax);
+  const DeviceType device = common_device(
+      op, {&args.absmax, &args.given_offset, &args.absmax_codes, &args.nested_absmax, &args.offset});
+  run_on(op, device, args, context, cpu::nf4_quantize_absmax, PYFT_CUDA_KERNEL(nf4_quantize_absmax));
+}
+
+void nf4_dequantize(const Nf4DequantizeArgs& args, const ExecutionContext& context) {
+  const char* op = "nf4_dequantize";
+  check_nf4(op, args.weight);
+  check_float_dtype(op, args.out);
+  check_num_dims(op, args.out, 2);
+  check_size(op, args.out, 0, args.weight.num_rows, "weight has");
+  check_size(op, args.out, 1, args.weight.num_columns, "weight has");
+  check_contiguous(op, args.out);
+  const DeviceType device = nf4_device(op, args.weight, args.out);
+  run_on(op, device, args, context, cpu::nf4_dequantize, PYFT_CUDA_KERNEL(nf4_dequantize));
+}
+
+void nf4_linear(const Nf4LinearArgs& args, const ExecutionContext& context) {
+  const char* op = "nf4_linear";
+  check_nf4(op, args.weight);
+  check_linear(op, args.x, args.weight.num_columns, args.y, args.weight.num_rows);
+  if (args.bias.defined) {
+    check_dtype(op, args.bias, args.x.dtype);
+    check_num_dims(op, args.bias, 1);
+    check_size(op, args.bias, 0, args.weight.num_rows, "weight expects");
+    check_contiguous(op, args.bias);
+  }
+  check_splits(op, args.workspace, args.y);
+  const DeviceType device = nf4_device(op, args.weight, args.x, args.y, args.bias, args.workspace);
+  run_on(op, device, args, context, cpu::nf4_linear, PYFT_CUDA_KERNEL(nf4_linear));
+}
+
+void nf4_linear_backward(const Nf4LinearBackwardArgs& args, const ExecutionContext& context) {
+  const char* op = "nf4_linear_backward";
+  check_nf4(op, args.weight);
+  check_linear(op, args.grad_y, args.weight.num_rows, args.grad_x, args.weight.num_columns);
+  check_splits(op, args.workspace, args.grad_x);
+  const DeviceType device = nf4_device(op, args.weight, args.grad_y, args.grad_x, args.workspace);
+  run_on(op, device, args, context, cpu::nf4_linear_backward, PYFT_CUDA_KERNEL(nf4_linear_backward));
+}
+
+}  // namespace pyft

@@ -1,0 +1,63 @@
+// Weights in NF4: quantise, dequantise, multiply. Shapes by letter as in ops.h.
+#pragma once
+
+#include "pyft/ops/context.h"
+#include "pyft/tensor_ref.h"
+
+namespace pyft {
+
+// A weight [N, K] in NF4; the layout is drawn in nf4_format.h. Either absmax or the three nested parts are
+// defined.
+struct Nf4Tensors {
+  TensorRef codes;           // uint8 [ceil(N * K / 2)]
+  TensorRef absmax;          // float32 [B], or None when nested
+  TensorRef absmax_codes;    // uint8 [B], or None
+  TensorRef nested_absmax;   // float32 [C], or None
+  TensorRef offset;          // float32, one element, or None
+  std::int64_t num_rows;     // N
+  std::int64_t num_columns;  // K
+};
+
+struct Nf4QuantizeArgs {
+  TensorRef weight;  // float32 or bfloat16, any shape, contiguous
+  TensorRef codes;   // out: uint8 [ceil(numel / 2)]
+  TensorRef absmax;  // out: float32 [B]
+};
+void nf4_quantize(const Nf4QuantizeArgs& args, const ExecutionContext& context);
+
+struct Nf4QuantizeAbsmaxArgs {
+  TensorRef absmax;         // float32 [B]
+  TensorRef given_offset;   // float32, one element, or None for the mean of absmax, summed in float64
+  TensorRef absmax_codes;   // out: uint8 [B]
+  TensorRef nested_absmax;  // out: float32 [C]
+  TensorRef offset;         // out: float32, one element, what was subtracted
+};
+// The second quantisation: absmax - offset to 8 bits in blocks of 256.
+void nf4_quantize_absmax(const Nf4QuantizeAbsmaxArgs& args, const ExecutionContext& context);
+
+struct Nf4DequantizeArgs {
+  Nf4Tensors weight;
+  TensorRef out;  // out: float32 or bfloat16 [N, K], contiguous
+};
+void nf4_dequantize(const Nf4DequantizeArgs& args, const ExecutionContext& context);
+
+struct Nf4LinearArgs {
+  TensorRef x;          // float32 or bfloat16 [T, K], contiguous
+  Nf4Tensors weight;    // [N, K]; dequantised values are rounded to x's dtype
+  TensorRef bias;       // x's dtype [N], or None
+  TensorRef y;          // out: x's dtype [T, N], contiguous
+  TensorRef workspace;  // CUDA: float32 [S, T, N], K is then summed in S parts at the same time; or None
+};
+// y = x W^T + bias, accumulated in float32. On CUDA for bfloat16 and T <= 64 only.
+void nf4_linear(const Nf4LinearArgs& args, const ExecutionContext& context);
+
+struct Nf4LinearBackwardArgs {
+  TensorRef grad_y;     // float32 or bfloat16 [T, N], contiguous
+  Nf4Tensors weight;    // [N, K]
+  TensorRef grad_x;     // out: grad_y's dtype [T, K], contiguous
+  TensorRef workspace;  // CUDA: float32 [S, T, K], N is then summed in S parts at the same time; or None
+};
+// dX = dY W, accumulated in float32. On CUDA for bfloat16 and T <= 64 only.
+void nf4_linear_backward(const Nf4LinearBackwardArgs& args, const ExecutionContext& context);
+
+}  // namespace pyft
