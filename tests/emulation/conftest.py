@@ -49,7 +49,7 @@ def _cuda_tables() -> dict:
 
 @pytest.fixture
 def emulated_ops(kernels, monkeypatch):
-    """`pyft.ops` as on a GPU, autograd and all, with tensors of the CPU: the tables ON_CUDA, on these kernels."""
+    """`pyft.ops` as on a GPU, with autograd, on tensors of the CPU: what ON_CUDA says, on these kernels."""
     overrides = _cuda_tables()
     for name, module in list(sys.modules.items()):
         if name.startswith("pyft.ops.") and hasattr(module, "C"):
