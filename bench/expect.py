@@ -13,31 +13,39 @@ from pyft.ops.tolerance import find_mismatch
 Results = dict[str, Tensor]
 
 
-def random(*shape: float, dtype: str = "float32", scale: float = 1.0, requires_grad: bool = False) -> Tensor:
+def random(
+    *shape: float,
+    dtype: str = "float32",
+    scale: float = 1.0,
+    requires_grad: bool = False,
+    device: str = "cpu",
+) -> Tensor:
     """Normal random numbers, never zeros: zeros multiply faster on some hardware.
 
     Args:
-        *shape: sizes; equal shapes and dtypes give equal numbers.
+        *shape: sizes; equal shapes, dtypes and devices give equal numbers.
         dtype: name of a torch dtype.
         scale: standard deviation.
         requires_grad: make it a leaf that collects a gradient.
+        device: where they are drawn.
 
     Returns:
-        The tensor, on the CPU.
+        The tensor.
     """
     sizes = [int(size) for size in shape]
-    generator = torch.Generator().manual_seed(hash(tuple(sizes)) & 0xFFFF)
-    values = torch.randn(sizes, generator=generator) * scale
+    generator = torch.Generator(device).manual_seed(hash(tuple(sizes)) & 0xFFFF)
+    values = torch.randn(sizes, generator=generator, device=device) * scale
     return values.to(getattr(torch, dtype)).requires_grad_(requires_grad)
 
 
-def masked_targets(num_rows: float, vocabulary: float, counted: float) -> Tensor:
+def masked_targets(num_rows: float, vocabulary: float, counted: float, device: str = "cpu") -> Tensor:
     """Random targets [T], of which a share is -100.
 
     Args:
         num_rows: T.
         vocabulary: V.
         counted: share of rows that keep their target.
+        device: where they go; the numbers are the same everywhere.
 
     Returns:
         int64 [T].
@@ -46,7 +54,7 @@ def masked_targets(num_rows: float, vocabulary: float, counted: float) -> Tensor
     targets = torch.randint(int(vocabulary), (int(num_rows),), generator=generator)
     dropped = torch.randperm(int(num_rows), generator=generator)[int(num_rows * counted) :]
     targets[dropped] = -100
-    return targets
+    return targets.to(device)
 
 
 def with_gradients(

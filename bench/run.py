@@ -3,6 +3,7 @@
     python bench/run.py --op nf4_linear
     python bench/run.py --op lora_linear --shape T=16,N=4096,K=4096,R=64 --dtype bfloat16
     python bench/run.py --all --json bench/results/my-machine.json
+    python bench/run.py --device cuda --all       # the table of a GPU; --core for what matters most
     python bench/run.py --smoke                   # every operation, tiny shapes, seconds
 
 Every contender's result is checked before it is timed. Exit code 1 when a result of pyft's was wrong.
@@ -16,9 +17,13 @@ import json
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import shapes
+
+if TYPE_CHECKING:
+    from clocks import CpuClock, CudaClock
+    from result_files import Results
 
 DTYPES = ("float32", "bfloat16")
 
@@ -29,14 +34,17 @@ def build_parser() -> argparse.ArgumentParser:
         prog="bench/run.py", description="Time pyft's operations beside their peers."
     )
     parser.add_argument(
-        "--op", choices=sorted(shapes.SHAPES), action="append", help="operation; may be repeated"
+        "--op", choices=sorted(shapes.SMOKE_SHAPES), action="append", help="operation; may be repeated"
     )
     parser.add_argument("--all", action="store_true", help="every operation")
     parser.add_argument(
         "--smoke", action="store_true", help="every operation at tiny shapes, a few calls each"
     )
-    parser.add_argument("--device", choices=["cpu"], default="cpu")
-    parser.add_argument("--dtype", choices=DTYPES, action="append", help="default: all of them")
+    parser.add_argument("--core", action="store_true", help="the few shapes that matter most")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, action="append", help="default: all of them, on cuda bfloat16"
+    )
     parser.add_argument(
         "--shape", action="append", metavar="T=16,N=4096", help="instead of the listed shapes"
     )
@@ -49,49 +57,72 @@ def build_parser() -> argparse.ArgumentParser:
         "--rows", type=Path, metavar="FILE", help="data_preparation: real rows, alpaca or messages"
     )
     parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="data_preparation: a real tokenizer")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the results here, and a table beside it; on cuda bench/results/<device>.json",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="time again what the results file has from the same versions"
+    )
     return parser
 
 
 def device_name(device: str) -> str:
     """The processor's own name where the system tells it."""
-    if device == "cpu" and Path("/proc/cpuinfo").exists():
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    if Path("/proc/cpuinfo").exists():
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
-def run_op(op: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Check, time and print every case of one operation.
+def listed_shapes(op: str, options: argparse.Namespace) -> list[shapes.Shape]:
+    """The shapes one operation is run at.
+
+    Args:
+        op: name of the operation.
+        options: the parsed command line.
+
+    Returns:
+        The shapes; none where the device has no case of it.
+    """
+    if options.smoke:
+        return shapes.SMOKE_SHAPES[op]
+    listed = shapes.SHAPES if options.device == "cpu" else shapes.CUDA_SHAPES
+    found = (shapes.CORE_SHAPES if options.core else listed).get(op, [])
+    return [shapes.parse_shape(text, like=found[0]) for text in options.shape] if options.shape else found
+
+
+def run_op(op: str, options: argparse.Namespace, clock: CpuClock | CudaClock, results: Results) -> None:
+    """Check, time and print every case of one operation that the results do not have yet.
 
     Args:
         op: name of the operation, also of its module in cases/.
         options: the parsed command line.
-
-    Returns:
-        One row for each line printed, for the results file.
+        clock: of the device.
+        results: where the rows go, each as soon as it is there.
     """
     import timing
 
-    listed = shapes.SMOKE_SHAPES[op] if options.smoke else shapes.SHAPES[op]
-    if options.shape:
-        listed = [shapes.parse_shape(text, like=listed[0]) for text in options.shape]
     module = importlib.import_module(f"cases.{op}")
     if options.rows or options.tokenizer:
         module.use_files(options.rows, options.tokenizer)
-    rows = []
-    for shape in listed:
-        for dtype in getattr(module, "DTYPES", None) or options.dtype or DTYPES:
+    dtypes = options.dtype or (DTYPES if options.device == "cpu" else ("bfloat16",))
+    for shape in listed_shapes(op, options):
+        for dtype in getattr(module, "DTYPES", None) or dtypes:
             for case in module.build(shape, dtype, options.device):
+                if results.has(op, case.label):
+                    continue
                 budget = 0.0 if options.smoke else options.seconds
-                timings = timing.time_case(case, budget_seconds=budget, min_rounds=options.rounds)
-                print(timing.format_line(case, timings), flush=True)
-                results = {name: vars(result) for name, result in timings.items()}
-                rows.append(
-                    {"op": op, "label": case.label, "unit": case.unit, "work": case.work, "results": results}
-                )
-    return rows
+                timings = timing.time_case(case, clock, budget_seconds=budget, min_rounds=options.rounds)
+                print(timing.format_line(case, timings, results.ceilings), flush=True)
+                results.add(case, timings)
 
 
 def main() -> int:
@@ -102,36 +133,45 @@ def main() -> int:
     """
     parser = build_parser()
     options = parser.parse_args()
-    if options.all or (options.smoke and not options.op):
-        options.op = list(shapes.SHAPES)
+    if options.all or options.core or (options.smoke and not options.op):
+        options.op = list(shapes.SMOKE_SHAPES)
     if not options.op:
-        parser.error("say which: --op NAME, --all or --smoke")
+        parser.error("say which: --op NAME, --all, --core or --smoke")
+    if options.core and options.device == "cpu":
+        parser.error("--core goes with --device cuda")
     if options.shape and len(options.op) != 1:
         parser.error("--shape goes with one --op")
     if (options.rows or options.tokenizer) and options.op != ["data_preparation"]:
         parser.error("--rows and --tokenizer go with --op data_preparation")
+    import clocks
     import peers
+    import result_files
     import torch
 
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
     torch.manual_seed(0)
     if options.threads:
         torch.set_num_threads(options.threads)
+    clock = clocks.clock_of(options.device)
     header = {
         "device": device_name(options.device),
         "threads": torch.get_num_threads(),
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "versions": peers.versions(),
     }
+    if options.device == "cuda" and options.json is None and not options.smoke:
+        options.json = result_files.default_path(header["device"])
     print(json.dumps(header))
-    rows: list[dict[str, Any]] = []
+    kept = result_files.Results(options.json, header, clock.ceilings(), fresh=options.fresh)
+    if kept.ceilings is not None:
+        copied, multiplied = kept.ceilings.copy_bytes / 1e9, kept.ceilings.flops / 1e12
+        print(f"ceilings: copy {copied:,.0f} GB/s, bfloat16 products {multiplied:,.0f} TFLOP/s", flush=True)
     for op in options.op:
-        rows += run_op(op, options)
-        if options.json:  # after each operation: a run that is cut short keeps what it has
-            text = json.dumps({**header, "rows": rows}, indent=1)
-            options.json.write_text(text + "\n", encoding="utf-8")
+        run_op(op, options, clock, kept)
     for name, reason in peers.missing().items():
         print(f"not compared with {name}: {reason}")
-    return int(any(row["results"]["pyft"]["wrong"] for row in rows))
+    return int(any(row["results"]["pyft"]["wrong"] for row in kept.rows))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pyft.data.prepare import PreparedData
 from pyft.data.templates import ChatTemplate, encode_text_prompt
 from pyft.model.adapters import attach_adapters
 from pyft.model.architecture import init_model
+from pyft.model.device import cuda_problem
 from pyft.model.fitting import check_positions, check_vocabulary, fit_vocabulary
 from pyft.model.generate import generate
 from pyft.model.head import check_isolation, forward_hidden, forward_logits, head_of
@@ -32,21 +33,27 @@ if TYPE_CHECKING:
 
 
 def device_of(stage: Stage) -> str:
-    """Choose where to train.
+    """Choose where to train. With `auto`, a GPU that is there and cannot be used is told of.
 
     Args:
         stage: whose `train.device` counts.
 
     Returns:
-        "cpu": the only device this version has training kernels for.
+        "cpu" or "cuda".
 
     Raises:
-        ConfigError: another one is asked for.
+        ConfigError: CUDA is asked for and cannot be used.
     """
-    if stage.train.device == "cuda":
-        raise ConfigError(
-            "no CUDA kernels for training in this version (train.device: cuda): use cpu or auto"
-        )
+    wanted = stage.train.device
+    if wanted == "cpu":
+        return "cpu"
+    problem = cuda_problem()
+    if problem is None:
+        return "cuda"
+    if wanted == "cuda":
+        raise ConfigError(f"{problem} (train.device: cuda): mend that, or use cpu or auto")
+    if torch.cuda.is_available():
+        print(f"on the CPU, as {problem}", flush=True)
     return "cpu"
 
 

@@ -158,6 +158,7 @@ def _build(options: argparse.Namespace) -> Chat:
 
     from pyft.data.templates import trained_template
     from pyft.model.architecture import quiet_transformers
+    from pyft.model.device import best_device
     from pyft.model.fitting import check_vocabulary
     from pyft.model.restore import load_result, load_result_tokenizer
 
@@ -169,8 +170,7 @@ def _build(options: argparse.Namespace) -> Chat:
     _say(f"{result.folder}{base}{quantised}")
     if template is None:
         _say("(no chat template: the model continues your text)")
-    # On the CPU, as in training: this version's kernels know no other device.
-    model = load_result(result)
+    model = load_result(result, device=best_device())
     check_vocabulary(model, len(tokenizer))
     system = options.system if options.system is not None else result.system
     if template is not None and system:

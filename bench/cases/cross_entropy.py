@@ -20,13 +20,13 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
     Args:
         shape: T, V, counted.
         dtype: of the logits.
-        device: "cpu".
+        device: "cpu" or "cuda".
 
     Yields:
         Forward + backward.
     """
-    targets = expect.masked_targets(shape["T"], shape["V"], shape["counted"]).to(device)
-    logits = expect.random(shape["T"], shape["V"], dtype=dtype, scale=2.0, requires_grad=True).to(device)
+    targets = expect.masked_targets(shape["T"], shape["V"], shape["counted"], device)
+    logits = expect.random(shape["T"], shape["V"], dtype=dtype, scale=2.0, requires_grad=True, device=device)
     forwards = {
         "pyft": lambda logits: cross_entropy(logits, targets),
         "torch": lambda logits: F.cross_entropy(logits.float(), targets, reduction="sum"),

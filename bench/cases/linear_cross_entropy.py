@@ -24,12 +24,12 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
     Args:
         shape: T, K, V, counted.
         dtype: of hidden and head.
-        device: "cpu".
+        device: "cpu" or "cuda".
 
     Yields:
         Forward + backward with a frozen head, then with a trained one.
     """
-    targets = expect.masked_targets(shape["T"], shape["V"], shape["counted"]).to(device)
+    targets = expect.masked_targets(shape["T"], shape["V"], shape["counted"], device)
 
     def whole(hidden: Tensor, head: Tensor) -> Tensor:
         return F.cross_entropy(F.linear(hidden.float(), head.float()), targets, reduction="sum")
@@ -46,8 +46,10 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
     }
     for trained in (False, True):
         inputs = {
-            "hidden": expect.random(shape["T"], shape["K"], dtype=dtype, requires_grad=True).to(device),
-            "head": expect.random(shape["V"], shape["K"], dtype=dtype, scale=0.02, requires_grad=trained),
+            "hidden": expect.random(shape["T"], shape["K"], dtype=dtype, requires_grad=True, device=device),
+            "head": expect.random(
+                shape["V"], shape["K"], dtype=dtype, scale=0.02, requires_grad=trained, device=device
+            ),
         }
 
         def compute(wide, inputs=inputs):

@@ -44,13 +44,13 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
     Args:
         shape: N, K.
         dtype: of the result.
-        device: "cpu".
+        device: "cpu" or "cuda".
 
     Yields:
         One case with plain and one with nested absmax.
     """
     out_dtype = getattr(torch, dtype)
-    dense = expect.random(shape["N"], shape["K"], scale=0.02).to(device)
+    dense = expect.random(shape["N"], shape["K"], scale=0.02, device=device)
     bitsandbytes = peers.bitsandbytes()
     for double_quant in (False, True):
         weight = nf4_quantize(dense, double_quant=double_quant)

@@ -25,23 +25,25 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
     Args:
         shape: T, N, K.
         dtype: of x and y.
-        device: "cpu".
+        device: "cpu" or "cuda".
 
     Yields:
         Forward, then forward + backward.
     """
     num_tokens, out_features, in_features = int(shape["T"]), int(shape["N"]), int(shape["K"])
     x_dtype = getattr(torch, dtype)
-    weight = nf4_quantize(expect.random(out_features, in_features, scale=0.02).to(device))
+    weight = nf4_quantize(expect.random(out_features, in_features, scale=0.02, device=device))
     dense = nf4_dequantize(weight, x_dtype)
-    grad_output = expect.random(num_tokens, out_features, dtype=dtype).to(device)
+    grad_output = expect.random(num_tokens, out_features, dtype=dtype, device=device)
     forwards = {"pyft": lambda x: nf4_linear(x, weight), "torch dense": lambda x: F.linear(x, dense)}
     bitsandbytes = peers.bitsandbytes()
     if bitsandbytes is not None:
         codes, state = bitsandbytes_state(bitsandbytes, weight, x_dtype)
         forwards["bitsandbytes"] = lambda x: bitsandbytes.matmul_4bit(x, codes, quant_state=state)
+    weight_bytes = sum(part.numel() * part.element_size() for part in weight[:5] if part is not None)
+    moved = num_tokens * (in_features + out_features) * x_dtype.itemsize
     for backward in (False, True):
-        x = expect.random(num_tokens, in_features, dtype=dtype, requires_grad=backward).to(device)
+        x = expect.random(num_tokens, in_features, dtype=dtype, requires_grad=backward, device=device)
 
         def run(forward, x=x, backward=backward):
             if backward:
@@ -63,4 +65,5 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
             check=lambda _, results, check=check: check(results),
             work=2.0 * num_tokens * out_features * in_features * (2 if backward else 1),
             unit="GFLOP/s",
+            bytes_moved=(2 if backward else 1) * (weight_bytes + moved),
         )

@@ -36,12 +36,12 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
     Args:
         shape: N, K.
         dtype: of the weight.
-        device: "cpu".
+        device: "cpu" or "cuda".
 
     Yields:
         One case with plain and one with nested absmax.
     """
-    weight = expect.random(shape["N"], shape["K"], dtype=dtype, scale=0.02).to(device)
+    weight = expect.random(shape["N"], shape["K"], dtype=dtype, scale=0.02, device=device)
     bitsandbytes = peers.bitsandbytes()
     for double_quant in (False, True):
         expected = reference.nf4_quantize(weight, double_quant=double_quant)

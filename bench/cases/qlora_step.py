@@ -6,7 +6,8 @@ pyft quantises while reading; the peer follows PEFT's recipe (`BitsAndBytesConfi
 peer's NF4 weights, equal to the bit, and the same initial adapters, see one row of T tokens of which a share
 is trained, and take AdamW's steps: the losses of every step are compared and the largest difference said.
 
-The memory is the resident peak of two steps in a process of its own, after loading.
+The memory is the peak of two steps in a process of its own, after loading: what is resident, or on a GPU what
+torch has allocated.
 
 Shape: T tokens, layers, hidden, mlp, heads, kv_heads, V vocabulary, R adapter rank, counted.
 """
@@ -56,7 +57,7 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
     Args:
         shape: see above.
         dtype: of the model.
-        device: "cpu".
+        device: "cpu" or "cuda".
 
     Yields:
         The step.
@@ -72,12 +73,13 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
 
     with tempfile.TemporaryDirectory(prefix="pyft-bench-") as folder:
         _write_model(shape, dtype, Path(folder))
-        row = _make_row(shape)
-        model = _load_ours(Path(folder), shape, dtype)
+        row = _make_row(shape, device)
+        model = load_ours(Path(folder), shape, dtype, device)
+        enable_gradient_checkpointing(model)
         steps = {OURS: _our_step(model, row)}
         if peers.peft() is not None:
-            peer = _load_peer(Path(folder), shape, dtype)
-            _share_weights(model, peer)
+            peer = load_peer(Path(folder), shape, dtype, device)
+            share_weights(model, peer)
             steps[PEER] = _peer_step(peer, row)
         expected = _dense_loss(Path(folder), model, row)
         yield Case(
@@ -90,7 +92,7 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
             work=shape["T"],
             unit="tokens/s",
             scale=1.0,
-            peak_bytes=lambda name: _measure_peak(name, Path(folder), shape, dtype),
+            peak_bytes=lambda name: _measure_peak(name, Path(folder), shape, dtype, device),
         )
         if PEER in losses:
             ratios = [abs(a / b - 1) for a, b in zip(losses[OURS], losses[PEER], strict=True)]
@@ -117,24 +119,34 @@ def _write_model(shape: shapes.Shape, dtype: str, folder: Path) -> None:
     Qwen2ForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
 
 
-def _make_row(shape: shapes.Shape) -> SimpleNamespace:
+def _make_row(shape: shapes.Shape, device: str) -> SimpleNamespace:
     """One sample of random tokens, as pyft's collator gives it."""
     num_tokens, generator = int(shape["T"]), torch.Generator().manual_seed(1)
     targets = expect.masked_targets(num_tokens, shape["V"], shape["counted"])
     return SimpleNamespace(
-        input_ids=torch.randint(int(shape["V"]), (1, num_tokens), generator=generator),
-        targets=targets[None],
-        position_ids=torch.arange(num_tokens)[None],
+        input_ids=torch.randint(int(shape["V"]), (1, num_tokens), generator=generator).to(device),
+        targets=targets[None].to(device),
+        position_ids=torch.arange(num_tokens, device=device)[None],
         cu_seqlens=torch.tensor([0, num_tokens], dtype=torch.int32),
         max_seqlen=num_tokens,
         num_targets=int((targets != -100).sum()),
     )
 
 
-def _load_ours(folder: Path, shape: shapes.Shape, dtype: str) -> nn.Module:
-    model = load_model(folder, dtype=getattr(torch, dtype), quantization="nf4")
+def load_ours(folder: Path, shape: shapes.Shape, dtype: str, device: str) -> nn.Module:
+    """Load pyft's model: NF4 with double quantisation, an adapter on every linear layer but the head.
+
+    Args:
+        folder: of the model.
+        shape: of which R counts.
+        dtype: of what is not quantised.
+        device: where it goes.
+
+    Returns:
+        The model, in training mode.
+    """
+    model = load_model(folder, dtype=getattr(torch, dtype), quantization="nf4", device=device)
     attach_adapters(model, r=int(shape["R"]), lora_alpha=_ALPHA, lora_dropout=0.0, seed=0)
-    enable_gradient_checkpointing(model)
     return model.train()
 
 
@@ -150,7 +162,21 @@ def _our_step(model: nn.Module, row: SimpleNamespace) -> Step:
     return step
 
 
-def _load_peer(folder: Path, shape: shapes.Shape, dtype: str) -> nn.Module:
+def load_peer(
+    folder: Path, shape: shapes.Shape, dtype: str, device: str, *, checkpointing: bool = True
+) -> nn.Module:
+    """Load the peer's model as PEFT's documentation has it.
+
+    Args:
+        folder: of the model.
+        shape: of which R counts.
+        dtype: of what is not quantised.
+        device: where it goes.
+        checkpointing: recompute activations.
+
+    Returns:
+        The model, in training mode.
+    """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -161,11 +187,15 @@ def _load_peer(folder: Path, shape: shapes.Shape, dtype: str) -> nn.Module:
         bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), quantization_config=quantization, device_map="cpu"
+        folder, dtype=getattr(torch, dtype), quantization_config=quantization, device_map=device
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of transformers, about a name that PEFT uses
-        model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
+        model = prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
     config = LoraConfig(r=int(shape["R"]), lora_alpha=_ALPHA, lora_dropout=0.0, target_modules="all-linear")
     return get_peft_model(model, config).train()
 
@@ -188,8 +218,16 @@ def _peer_step(model: nn.Module, row: SimpleNamespace) -> Step:
 
 
 @torch.no_grad()
-def _share_weights(model: nn.Module, peer: nn.Module) -> None:
-    """Give ours the peer's NF4 weights (their nested scales depend on its threads), and it our adapters."""
+def share_weights(model: nn.Module, peer: nn.Module) -> None:
+    """Give ours the peer's NF4 weights (their nested scales depend on its threads), and it our adapters.
+
+    Args:
+        model: ours.
+        peer: the peer's, of the same weights.
+
+    Raises:
+        RuntimeError: where the codes differ.
+    """
     theirs = dict(peer.get_base_model().named_modules())
     for name, ours in model.named_modules():
         if not isinstance(ours, LoRALinear):
@@ -216,7 +254,9 @@ def _dense_loss(folder: Path, model: nn.Module, row: SimpleNamespace) -> float:
     """What the first step's loss must be: float32, dense weights, no adapter (B is zero), eager attention."""
     from transformers import AutoModelForCausalLM
 
-    dense = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    dense = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", device_map=row.input_ids.device
+    )
     for name, layer in model.named_modules():
         if isinstance(layer, LoRALinear):
             dense.get_submodule(name).weight.copy_(layer.base.dequantized())
@@ -225,22 +265,27 @@ def _dense_loss(folder: Path, model: nn.Module, row: SimpleNamespace) -> float:
     return cross_entropy(dense.lm_head(hidden[counted]), row.targets[0][counted]).item()
 
 
-def _measure_peak(name: str, folder: Path, shape: shapes.Shape, dtype: str) -> int:
-    order = json.dumps([name, str(folder), shape, dtype, torch.get_num_threads()])
+def _measure_peak(name: str, folder: Path, shape: shapes.Shape, dtype: str, device: str) -> int:
+    order = json.dumps([name, str(folder), shape, dtype, device, torch.get_num_threads()])
     done = subprocess.run([sys.executable, __file__, order], stdout=subprocess.PIPE, text=True, check=True)
     return int(done.stdout.splitlines()[-1])
 
 
-def _print_peak(name: str, folder: str, shape: shapes.Shape, dtype: str, num_threads: int) -> None:
+def _print_peak(
+    name: str, folder: str, shape: shapes.Shape, dtype: str, device: str, num_threads: int
+) -> None:
     torch.set_num_threads(num_threads)
-    row = _make_row(shape)
-    load, make_step = (_load_ours, _our_step) if name == OURS else (_load_peer, _peer_step)
-    step = make_step(load(Path(folder), shape, dtype), row)
-    reset_peak_memory()
+    row = _make_row(shape, device)
+    load, make_step = (load_ours, _our_step) if name == OURS else (load_peer, _peer_step)
+    model = load(Path(folder), shape, dtype, device)
+    if name == OURS:
+        enable_gradient_checkpointing(model)
+    step = make_step(model, row)
+    reset_peak_memory(device)
     losses: list[Any] = [step() for _ in range(2)]
     if not all(map(math.isfinite, losses)):
         raise RuntimeError(f"qlora_step: losses are {losses}")
-    print(peak_memory_bytes())
+    print(peak_memory_bytes(device))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def forward_hidden(model: PreTrainedModel, batch: PackedRow) -> Tensor:
     Returns:
         The last hidden states [T, K], as the head takes them.
     """
-    return _decoder(model)(**_inputs(batch))[0][0]
+    return _decoder(model)(**_inputs(model, batch))[0][0]
 
 
 def forward_logits(model: PreTrainedModel, batch: PackedRow) -> Tensor:
@@ -72,7 +72,7 @@ def forward_logits(model: PreTrainedModel, batch: PackedRow) -> Tensor:
     Returns:
         Logits [T, V].
     """
-    return model(**_inputs(batch)).logits[0]
+    return model(**_inputs(model, batch)).logits[0]
 
 
 @torch.no_grad()
@@ -197,12 +197,13 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
     return decoder
 
 
-def _inputs(batch: PackedRow) -> dict[str, Any]:
+def _inputs(model: PreTrainedModel, batch: PackedRow) -> dict[str, Any]:
     # Sent to the device here, once, and not again by every layer.
-    cu_seqlens = batch.cu_seqlens.to(batch.input_ids.device)
+    device = model.get_input_embeddings().weight.device
+    cu_seqlens = batch.cu_seqlens.to(device)
     return {
-        "input_ids": batch.input_ids,
-        "position_ids": batch.position_ids,
+        "input_ids": batch.input_ids.to(device),
+        "position_ids": batch.position_ids.to(device),
         "cu_seq_lens_q": cu_seqlens,
         "cu_seq_lens_k": cu_seqlens,
         "max_length_q": batch.max_seqlen,

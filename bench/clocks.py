@@ -1,0 +1,174 @@
+"""How long work takes: by the host's clock on a CPU, by the device's events on a GPU.
+
+On a GPU every call meets a cold L2 cache: before it a buffer larger than the cache is written, and while the
+device does that the host is already queueing the work, so that short work is not timed by the host's speed.
+A call that allocates, waits or draws seeds as its graph is captured is what a user's step does too; a
+contender that cannot be captured is timed eagerly alone, and the reason is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Work = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the device does at most, measured in the same run.
+
+    Attributes:
+        copy_bytes: bytes read plus bytes written in a second by a device-to-device copy.
+        flops: floating-point operations in a second of a large bfloat16 product of random numbers.
+    """
+
+    copy_bytes: float
+    flops: float
+
+
+class CpuClock:
+    """The host's clock; there are no graphs, and cases measure memory themselves."""
+
+    def seconds(self, work: Work) -> float:
+        """Run once and time it.
+
+        Args:
+            work: what to run.
+
+        Returns:
+            Seconds.
+        """
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    def capture(self, work: Work) -> Work | str | None:
+        """There are no graphs on a CPU.
+
+        Args:
+            work: what a GPU would capture.
+
+        Returns:
+            None.
+        """
+        return None
+
+    def peak_bytes(self, work: Work) -> int | None:
+        """Memory is measured in processes of their own, by the cases that care.
+
+        Args:
+            work: what a GPU would measure.
+
+        Returns:
+            None.
+        """
+        return None
+
+    def ceilings(self) -> Ceilings | None:
+        """None: the cases say how their rates compare.
+
+        Returns:
+            None.
+        """
+        return None
+
+
+class CudaClock:
+    """The current GPU's events."""
+
+    def __init__(self) -> None:
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        self._flush = torch.empty(4 * properties.L2_cache_size, dtype=torch.uint8, device="cuda")
+        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def seconds(self, work: Work) -> float:
+        """Run once, with a cold L2 cache, and time it by events.
+
+        Args:
+            work: what to run; its work must be on the current stream when it returns.
+
+        Returns:
+            Seconds on the device, from before the first launch to after the last.
+        """
+        self._flush.zero_()
+        self._start.record()
+        work()
+        self._end.record()
+        self._end.synchronize()
+        return self._start.elapsed_time(self._end) * 1e-3
+
+    def capture(self, work: Work) -> Work | str | None:
+        """Capture work in a CUDA graph.
+
+        Args:
+            work: what to capture, run three times before.
+
+        Returns:
+            What replays it, or why it cannot be captured.
+        """
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                work()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                work()
+        except RuntimeError as error:
+            torch.cuda.synchronize()
+            return str(error).splitlines()[0]
+        return graph.replay
+
+    def peak_bytes(self, work: Work) -> int | None:
+        """What work takes of torch's allocator at its peak, beyond what is there before.
+
+        Args:
+            work: what to run.
+
+        Returns:
+            Bytes, the result included.
+        """
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    def ceilings(self) -> Ceilings | None:
+        """Measure what this GPU does at most, on random data.
+
+        Returns:
+            The ceilings; medians of ten.
+        """
+        source = torch.randint(0, 255, (1 << 30,), dtype=torch.uint8, device="cuda")
+        target = torch.empty_like(source)
+        copy = self._median(lambda: target.copy_(source))
+        size = 8192
+        left, right = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        product = self._median(lambda: left @ right)
+        return Ceilings(copy_bytes=2 * (1 << 30) / copy, flops=2.0 * size**3 / product)
+
+    def _median(self, work: Work) -> float:
+        for _ in range(3):
+            work()
+        return sorted(self.seconds(work) for _ in range(10))[5]
+
+
+def clock_of(device: str) -> CpuClock | CudaClock:
+    """Choose the clock of a device.
+
+    Args:
+        device: "cpu" or "cuda".
+
+    Returns:
+        Its clock.
+    """
+    return CudaClock() if device == "cuda" else CpuClock()
