@@ -76,14 +76,16 @@ def with_gradients(
     return {"value": value.detach()} | {f"d{n}": g for n, g in zip(wanted, gradients, strict=True)}
 
 
-def same_as(compute: Callable[[torch.dtype], Results]) -> Callable[[Results], str | None]:
+def same_as(compute: Callable[[torch.dtype], Results], dtype: str) -> Callable[[Results], str | None]:
     """A check by the tolerance rule.
 
-    The error that torch is granted is that of float32 rounded to the result's dtype: stricter than torch in
-    bfloat16 and, on processors without bfloat16 arithmetic, hundreds of times faster.
+    On a GPU the error granted is that of plain torch in the case's dtype. On the CPU it is that of float32
+    rounded to the result's dtype: stricter than torch in bfloat16 and, on processors without bfloat16
+    arithmetic, hundreds of times faster.
 
     Args:
         compute: dtype -> the same results computed by plain torch in that dtype. Called once for each dtype.
+        dtype: name of the case's dtype.
 
     Returns:
         The check: results -> None, or the first mismatch.
@@ -95,7 +97,8 @@ def same_as(compute: Callable[[torch.dtype], Results]) -> Callable[[Results], st
         if results.keys() != expected.keys():
             return f"results are {sorted(results)}, not {sorted(expected)}"
         for name, result in results.items():
-            like_torch = cached(torch.float32)[name].to(result.dtype)
+            granted = getattr(torch, dtype) if result.is_cuda else torch.float32
+            like_torch = cached(granted)[name].to(result.dtype)
             mismatch = find_mismatch(result, expected[name], like_torch)
             if mismatch:
                 return f"{name}: {mismatch}"

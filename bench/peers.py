@@ -40,6 +40,29 @@ def peft() -> ModuleType | None:
         return None
 
 
+def liger() -> ModuleType | None:
+    """Liger's functions (`liger_kernel.transformers.functional`), or None where it does not import."""
+    return _import("liger-kernel", "liger_kernel.transformers.functional")
+
+
+def cut_cross_entropy() -> ModuleType | None:
+    """Apple's cut-cross-entropy, or None where it does not import."""
+    return _import("cut-cross-entropy", "cut_cross_entropy")
+
+
+def torchao() -> ModuleType | None:
+    """torchao's NF4 tensors, or None where it does not import."""
+    return _import("torchao", "torchao.quantization.quantize_.workflows.nf4.nf4_tensor")
+
+
+def _import(name: str, module: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        _missing[name] = str(error).splitlines()[0]
+        return None
+
+
 def missing() -> dict[str, str]:
     """Peers asked for and not importable: name -> reason."""
     return dict(_missing)
@@ -48,7 +71,17 @@ def missing() -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Versions of what takes part, for the results file."""
     found = {"pyft": pyft.__version__}
-    for name in ("torch", "bitsandbytes", "peft", "tokenizers", "transformers", "trl"):
+    for name in (
+        "torch",
+        "bitsandbytes",
+        "cut-cross-entropy",
+        "liger-kernel",
+        "peft",
+        "tokenizers",
+        "torchao",
+        "transformers",
+        "trl",
+    ):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

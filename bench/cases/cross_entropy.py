@@ -38,7 +38,7 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
 
         return expect.with_gradients(forward, expect.as_dtype({"logits": logits}, wide))
 
-    check = expect.same_as(compute)
+    check = expect.same_as(compute, dtype)
     yield Case(
         op="cross_entropy",
         label=f"fwd+bwd {dtype} {shapes.format_shape(shape)}",

@@ -1,14 +1,17 @@
 """linear_cross_entropy: loss and dHidden (and dHead) from hidden [T, K] and head [V, K].
 
-`torch` computes all logits in float32 for bfloat16 inputs too: torch's own bfloat16 product takes minutes on
-processors without bfloat16 arithmetic. `torch counted` gathers the rows with a target first.
+On the CPU `torch` computes all logits in float32 for bfloat16 inputs too: torch's own bfloat16 product takes
+minutes on processors without bfloat16 arithmetic. `torch counted` gathers the rows with a target first. CCE
+leaves out gradients below a bound by default: that is a yardstick, and its exact form the contender.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import expect
+import peers
 import shapes
 import torch.nn.functional as F
 from timing import Case
@@ -31,19 +34,32 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
     """
     targets = expect.masked_targets(shape["T"], shape["V"], shape["counted"], device)
 
+    def logits_of(hidden: Tensor, head: Tensor) -> Tensor:
+        if device == "cuda":
+            return F.linear(hidden, head).float()
+        return F.linear(hidden.float(), head.float())
+
     def whole(hidden: Tensor, head: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(hidden.float(), head.float()), targets, reduction="sum")
+        return F.cross_entropy(logits_of(hidden, head), targets, reduction="sum")
 
     def counted_only(hidden: Tensor, head: Tensor) -> Tensor:
         rows = (targets != -100).nonzero().squeeze(1)
-        logits = F.linear(hidden[rows].float(), head.float())
-        return F.cross_entropy(logits, targets[rows], reduction="sum")
+        return F.cross_entropy(logits_of(hidden[rows], head), targets[rows], reduction="sum")
 
     forwards = {
         "pyft": lambda hidden, head: linear_cross_entropy(hidden, head, targets),
         "torch": whole,
         "torch counted": counted_only,
     }
+    yardsticks = {}
+    if device == "cuda" and (liger := peers.liger()) is not None:
+        forwards["Liger"] = lambda hidden, head: liger.liger_fused_linear_cross_entropy(
+            hidden, head, targets, reduction="sum"
+        )
+    if device == "cuda" and (apple := peers.cut_cross_entropy()) is not None:
+        cce = functools.partial(apple.linear_cross_entropy, reduction="sum")
+        forwards["CCE exact"] = lambda hidden, head: cce(hidden, head, targets, filter_eps=None)
+        yardsticks["CCE filtered"] = lambda hidden, head: cce(hidden, head, targets)
     for trained in (False, True):
         inputs = {
             "hidden": expect.random(shape["T"], shape["K"], dtype=dtype, requires_grad=True, device=device),
@@ -58,7 +74,7 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
 
             return expect.with_gradients(forward, expect.as_dtype(inputs, wide))
 
-        check = expect.same_as(compute)
+        check = expect.same_as(compute, dtype)
         num_counted = int((targets != -100).sum())
         yield Case(
             op="linear_cross_entropy",
@@ -67,4 +83,5 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
             check=lambda _, results, check=check: check(results),
             work=(6.0 if trained else 4.0) * num_counted * shape["V"] * shape["K"],
             unit="GFLOP/s",
+            yardsticks={n: lambda f=f, i=inputs: expect.with_gradients(f, i) for n, f in yardsticks.items()},
         )

@@ -112,7 +112,7 @@ def _case(
     checks = {}
     for kind in {"pyft", "torch"}:
         mask = _mask(kind, inputs["x"], dropout)
-        checks[kind] = expect.same_as(lambda wide, mask=mask: compute(wide, mask))
+        checks[kind] = expect.same_as(lambda wide, mask=mask: compute(wide, mask), dtype)
     flops = (2.0 * out_features * in_features + 2.0 * rank * (in_features + out_features)) * num_tokens
     flops_back = (2.0 * out_features * in_features + 4.0 * rank * (in_features + out_features)) * num_tokens
     return Case(

@@ -1,0 +1,109 @@
+"""The harness of bench/: no time for what is wrong, results taken up again, ceilings and graphs told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+HEADER = {"device": "Some GPU", "versions": {"pyft": "0.1.0"}}
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """The harness's modules, importable as they are for bench/run.py."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    import clocks
+    import result_files
+    import timing
+
+    class Clock(clocks.CpuClock):
+        """A GPU's, that says how long work takes by what the work returns."""
+
+        def seconds(self, work):
+            return work()
+
+        def capture(self, work):
+            return (lambda: work() / 2) if work() < 1 else "it waits"
+
+        def peak_bytes(self, work):
+            return 1000
+
+    timing.clock = Clock()
+    yield timing, result_files, clocks
+    for name in ("clocks", "result_files", "timing"):
+        sys.modules.pop(name, None)
+
+
+def make_case(timing, label="fwd", check=lambda name, result: None, **more):
+    contenders = {"pyft": lambda: 1e-3, "peer": lambda: 4e-3, "slow": lambda: 2.0}
+    return timing.Case("op", label, contenders, check, 1e9, "GFLOP/s", **more)
+
+
+def run(timing, case):
+    return timing.time_case(case, timing.clock, budget_seconds=0.0, min_rounds=3)
+
+
+def test_contenders_are_compared_eagerly_and_as_graphs(bench):
+    timing, _, _ = bench
+    case = make_case(timing, yardsticks={"yardstick": lambda: 5e-4})
+    found = run(timing, case)
+    assert found["pyft"].seconds == 1e-3 and found["pyft"].graph_seconds == 5e-4
+    assert found["peer"].ratio == pytest.approx(4) and found["peer"].graph_ratio == pytest.approx(4)
+    assert found["slow"].graph_seconds is None and found["slow"].no_graph == "it waits"
+    assert found["yardstick"].ratio == pytest.approx(0.5)
+    line = timing.format_line(case, found)
+    assert "pyft 1,000 us 1,000.0 GFLOP/s, graph 500 us" in line and "peer 4,000 us x4.00" in line
+
+
+def test_a_wrong_result_gets_no_time(bench):
+    timing, _, _ = bench
+    case = make_case(timing, check=lambda name, result: "off by one" if name == "peer" else None)
+    found = run(timing, case)
+    assert found["peer"].seconds is None and found["peer"].graph_seconds is None
+    assert "peer: WRONG RESULT, not timed (off by one)" in timing.format_line(case, found)
+
+
+def test_the_share_of_the_ceiling_is_of_the_longer_floor(bench):
+    timing, _, clocks = bench
+    ceilings = clocks.Ceilings(copy_bytes=1e9, flops=1e12)
+    by_flops = make_case(timing)
+    by_bytes = make_case(timing, bytes_moved=1e7)
+    assert timing.share_of_ceiling(by_flops, 2e-3, ceilings) == pytest.approx(0.5)
+    assert timing.share_of_ceiling(by_bytes, 2e-2, ceilings) == pytest.approx(0.5)
+
+
+def test_a_run_goes_on_where_it_stopped(bench, tmp_path):
+    timing, result_files, clocks = bench
+    path, ceilings = tmp_path / "some-gpu.json", clocks.Ceilings(1e9, 1e12)
+    first = result_files.Results(path, HEADER, ceilings)
+    case = make_case(timing)
+    first.add(case, run(timing, case))
+    again = result_files.Results(path, HEADER, clocks.Ceilings(2e9, 2e12))
+    assert again.has("op", "fwd") and not again.has("op", "bwd")
+    assert again.ceilings == ceilings
+    other = {**HEADER, "versions": {"pyft": "0.2.0"}}
+    assert result_files.Results(path, other, ceilings).rows == []
+    assert result_files.Results(path, HEADER, ceilings, fresh=True).rows == []
+    table = path.with_suffix(".md").read_text()
+    assert "| op | fwd | 500.0 | 200% | 0 | peer x4.00 (0 MB), slow x2000.00 (0 MB) |" in table
+    assert json.loads(path.read_text())["rows"][0]["results"]["slow"]["no_graph"] == "it waits"
+
+
+def test_results_files_are_named_after_the_device(bench):
+    assert bench[1].default_path("NVIDIA H100 80GB HBM3").name == "nvidia-h100-80gb-hbm3.json"
+
+
+def test_without_a_gpu_cuda_is_refused():
+    done = subprocess.run(
+        [sys.executable, BENCH / "run.py", "--device", "cuda", "--core"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 2 and "--device cuda: torch sees no CUDA device" in done.stderr
