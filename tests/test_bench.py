@@ -34,7 +34,7 @@ def bench(monkeypatch):
         def peak_bytes(self, work):
             return 1000
 
-    timing.clock = Clock()
+    monkeypatch.setattr(clocks, "clock_of", lambda device: Clock())
     yield timing, result_files, clocks
     for name in ("clocks", "result_files", "timing"):
         sys.modules.pop(name, None)
@@ -45,14 +45,15 @@ def make_case(timing, label="fwd", check=lambda name, result: None, **more):
     return timing.Case("op", label, contenders, check, 1e9, "GFLOP/s", **more)
 
 
-def run(timing, case):
-    return timing.time_case(case, timing.clock, budget_seconds=0.0, min_rounds=3)
+def run(bench, case):
+    timing, _, clocks = bench
+    return timing.time_case(case, clocks.clock_of("cuda"), budget_seconds=0.0, min_rounds=3)
 
 
 def test_contenders_are_compared_eagerly_and_as_graphs(bench):
     timing, _, _ = bench
     case = make_case(timing, yardsticks={"yardstick": lambda: 5e-4})
-    found = run(timing, case)
+    found = run(bench, case)
     assert found["pyft"].seconds == 1e-3 and found["pyft"].graph_seconds == 5e-4
     assert found["peer"].ratio == pytest.approx(4) and found["peer"].graph_ratio == pytest.approx(4)
     assert found["slow"].graph_seconds is None and found["slow"].no_graph == "it waits"
@@ -64,7 +65,7 @@ def test_contenders_are_compared_eagerly_and_as_graphs(bench):
 def test_a_wrong_result_gets_no_time(bench):
     timing, _, _ = bench
     case = make_case(timing, check=lambda name, result: "off by one" if name == "peer" else None)
-    found = run(timing, case)
+    found = run(bench, case)
     assert found["peer"].seconds is None and found["peer"].graph_seconds is None
     assert "peer: WRONG RESULT, not timed (off by one)" in timing.format_line(case, found)
 
@@ -83,7 +84,7 @@ def test_a_run_goes_on_where_it_stopped(bench, tmp_path):
     path, ceilings = tmp_path / "some-gpu.json", clocks.Ceilings(1e9, 1e12)
     first = result_files.Results(path, HEADER, ceilings)
     case = make_case(timing)
-    first.add(case, run(timing, case))
+    first.add(case, run(bench, case))
     again = result_files.Results(path, HEADER, clocks.Ceilings(2e9, 2e12))
     assert again.has("op", "fwd") and not again.has("op", "bwd")
     assert again.ceilings == ceilings
