@@ -51,11 +51,14 @@ void bind_nf4(py::module_& module) {
       py::arg("nested_absmax"), py::arg("offset"), py::arg("num_threads"), py::arg("stream"));
   module.def(
       "nf4_dequantize",
-      [](const py::tuple& weight, py::handle out, int num_threads, std::uintptr_t stream) {
-        const Nf4DequantizeArgs args{nf4_argument(weight), tensor_argument(out, "out")};
+      [](const py::tuple& weight, py::handle out, std::int64_t first_row, std::int64_t first_column,
+         int num_threads, std::uintptr_t stream) {
+        const Nf4DequantizeArgs args{nf4_argument(weight), tensor_argument(out, "out"), first_row,
+                                     first_column};
         run(nf4_dequantize, args, num_threads, stream);
       },
-      py::kw_only(), py::arg("weight"), py::arg("out"), py::arg("num_threads"), py::arg("stream"));
+      py::kw_only(), py::arg("weight"), py::arg("out"), py::arg("first_row") = 0, py::arg("first_column") = 0,
+      py::arg("num_threads"), py::arg("stream"));
   module.def(
       "nf4_linear",
       [](py::handle x, const py::tuple& weight, py::handle bias, py::handle y, py::handle workspace,

@@ -22,6 +22,24 @@ void check_splits(const char* op, const TensorRef& workspace, const TensorRef& o
   check_contiguous(op, workspace);
 }
 
+// The part lies in the weight, and begins and ends where its kernels can: at the end of a block of 64.
+void check_rectangle(const char* op, const Nf4DequantizeArgs& args) {
+  const std::int64_t num_rows = args.out.shape[0], num_columns = args.out.shape[1];
+  const std::int64_t row = args.first_row, column = args.first_column;
+  check(row >= 0 && column >= 0 && row + num_rows <= args.weight.num_rows &&
+            column + num_columns <= args.weight.num_columns,
+        op, ": out of shape ", shape_text(args.out), " from row ", row, " and column ", column,
+        " on lies outside the weight [", args.weight.num_rows, ", ", args.weight.num_columns, "]");
+  if (num_columns == args.weight.num_columns) {
+    check(row * num_columns % kNf4BlockSize == 0, op, ": first_row is ", row, ", with ", num_columns,
+          " columns that is inside a block of ", kNf4BlockSize);
+    return;
+  }
+  for (const std::int64_t width : {column, num_columns, args.weight.num_columns})
+    check(width % kNf4BlockSize == 0, op, ": out has columns ", column, " to ", column + num_columns, " of ",
+          args.weight.num_columns, ", a part of the columns needs multiples of ", kNf4BlockSize);
+}
+
 }  // namespace
 
 void nf4_quantize(const Nf4QuantizeArgs& args, const ExecutionContext& context) {
@@ -71,9 +89,8 @@ void nf4_dequantize(const Nf4DequantizeArgs& args, const ExecutionContext& conte
   check_nf4(op, args.weight);
   check_float_dtype(op, args.out);
   check_num_dims(op, args.out, 2);
-  check_size(op, args.out, 0, args.weight.num_rows, "weight has");
-  check_size(op, args.out, 1, args.weight.num_columns, "weight has");
   check_contiguous(op, args.out);
+  check_rectangle(op, args);
   const DeviceType device = nf4_device(op, args.weight, args.out);
   run_on(op, device, args, context, cpu::nf4_dequantize, PYFT_CUDA_KERNEL(nf4_dequantize));
 }

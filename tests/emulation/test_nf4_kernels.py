@@ -7,7 +7,7 @@ import torch
 from numerics import assert_close_to_reference
 from torch import Tensor
 
-from pyft.ops import nf4, reference
+from pyft.ops import native, nf4, reference
 from pyft.ops.nf4 import NF4Weight
 
 # Below, at and beyond a block of 64, a thread's 8, a round of 2048 and a CUDA block of 8192 weights.
@@ -95,6 +95,43 @@ def test_nested_absmax(kernels, num_blocks):
 def test_dequantize_gives_the_values_of_the_format(kernels, size, double_quant, dtype):
     weight = reference.nf4_quantize(random(1, size, seed=size), double_quant=double_quant)
     assert_same_bits(dequantize(kernels, weight, dtype), reference.nf4_dequantize(weight, dtype))
+
+
+# (first row, rows, first column, columns) of [70, 320]: whole rows; columns at the start, inside, at the end.
+RECTANGLES = [
+    (0, 70, 0, 320),
+    (9, 30, 0, 320),
+    (69, 1, 0, 320),
+    (0, 70, 0, 64),
+    (3, 50, 64, 192),
+    (64, 6, 256, 64),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("double_quant", [True, False])
+def test_dequantize_a_rectangle(kernels, double_quant, dtype):
+    weight = reference.nf4_quantize(random(70, 320), double_quant=double_quant)
+    dense = reference.nf4_dequantize(weight, dtype)
+    for row, rows, column, columns in RECTANGLES:
+        for module in (kernels, native.C):  # of CUDA, and of the CPU
+            out = poisoned(rows, columns, dtype=dtype)
+            module.nf4_dequantize(weight=tuple(weight), out=out, first_row=row, first_column=column, **RUN)
+            assert_same_bits(out, dense[row : row + rows, column : column + columns].contiguous())
+
+
+def test_dequantize_refuses_other_rectangles(emulated):
+    def refuse(shape, out, message, **first):
+        weight = reference.nf4_quantize(random(*shape))
+        for module in (emulated, native.C):
+            with pytest.raises(ValueError, match=message):
+                module.nf4_dequantize(weight=tuple(weight), out=torch.empty(out), **first, **RUN)
+
+    refuse((8, 64), (8, 64), r"out of shape \[8, 64\] from row 1 and column 0", first_row=1)
+    refuse((8, 64), (8, 64), r"lies outside the weight \[8, 64\]", first_column=-64)
+    refuse((9, 65), (8, 65), r"first_row is 1, with 65 columns that is inside a block", first_row=1)
+    refuse((8, 128), (8, 64), r"columns 32 to 96 of 128, .* multiples of 64", first_column=32)
+    refuse((64, 130), (64, 64), r"columns 0 to 64 of 130, .* multiples of 64")
 
 
 def test_dequantize_takes_pointers_that_are_not_aligned(kernels):

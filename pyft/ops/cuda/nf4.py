@@ -1,7 +1,7 @@
 """Products with an NF4 weight on a GPU, in two tiers.
 
 T <= 64, bfloat16    one kernel that reads the weight once, as codes (csrc/cuda/nf4_gemm_small.cu)
-else                 the weight dequantised, then torch's matrix product
+else                 panels of the weight, dequantised and multiplied by torch (pyft.ops.cuda.panels)
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyft.ops.arguments import matrix, nf4_parts
+from pyft.ops.cuda.panels import backward_panels, linear_panels
 from pyft.ops.native import C, execution
 
 
@@ -25,12 +26,6 @@ def _is_small(tokens: Tensor, num_rows: int, num_columns: int) -> bool:
     )
 
 
-def _dense(weight: tuple, beside: Tensor) -> Tensor:
-    out = beside.new_empty(weight[5])
-    C.nf4_dequantize(weight=weight, out=out, **execution(beside))
-    return out
-
-
 def _linear(x: Tensor, *storage_and_bias) -> Tensor:
     if x.dim() == 0:
         raise ValueError("nf4_linear: x has shape [], expected [..., K]")
@@ -39,11 +34,19 @@ def _linear(x: Tensor, *storage_and_bias) -> Tensor:
     y = x.new_empty((*x.shape[:-1], storage[5]))
     if _is_small(rows, *weight[5]):
         C.nf4_linear(x=rows, weight=weight, bias=bias, y=matrix(y), **execution(x))
-    elif bias is None:
-        torch.mm(rows, _dense(weight, x).T, out=y.view(-1, storage[5]))
     else:
-        torch.addmm(bias, rows, _dense(weight, x).T, out=y.view(-1, storage[5]))
+        linear_panels(rows, weight, matrix(y), accumulate=False, bias=bias)
     return y
 
 
-ON_CUDA: dict[str, Callable] = {"nf4_linear": _linear}
+def _linear_backward(grad_y: Tensor, *storage) -> Tensor:
+    weight, rows = nf4_parts(storage), matrix(grad_y)
+    grad_x = grad_y.new_empty((*grad_y.shape[:-1], storage[6]))
+    if _is_small(rows, *weight[5]):
+        C.nf4_linear_backward(grad_y=rows, weight=weight, grad_x=matrix(grad_x), **execution(grad_y))
+    else:
+        backward_panels(rows, weight, matrix(grad_x), accumulate=False)
+    return grad_x
+
+
+ON_CUDA: dict[str, Callable] = {"nf4_linear": _linear, "nf4_linear_backward": _linear_backward}

@@ -37,8 +37,11 @@ void nf4_quantize_absmax(const Nf4QuantizeAbsmaxArgs& args, const ExecutionConte
 
 struct Nf4DequantizeArgs {
   Nf4Tensors weight;
-  TensorRef out;  // out: float32 or bfloat16 [N, K], contiguous
+  TensorRef out;  // out: float32 or bfloat16 [rows, columns], contiguous
+  std::int64_t first_row, first_column;
 };
+// A rectangle of the weight, the size of `out`: whole rows from a multiple of 64 elements on, or columns in
+// multiples of 64 of a weight whose K is one.
 void nf4_dequantize(const Nf4DequantizeArgs& args, const ExecutionContext& context);
 
 struct Nf4LinearArgs {
