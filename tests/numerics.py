@@ -81,3 +81,23 @@ def assert_equals_reference(ours, theirs, *inputs: Tensor) -> None:
 
     for i, results in enumerate(zip(gradients(ours, *inputs), run(torch.float64), run(None), strict=True)):
         assert_close_to_reference(*results, name="value" if i == 0 else f"gradient {i - 1}")
+
+
+def output_gradients(forward, *inputs: Tensor) -> list[Tensor]:
+    """The tensor or tensors that `forward` gives, and the gradients of a random weighing of their entries."""
+    outputs = forward(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    weights = [random(*t.shape, seed=90 + i).detach().to(t.dtype) for i, t in enumerate(outputs)]
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs, wanted, weights)]
+
+
+def assert_tensors_equal_reference(ours, theirs, *inputs: Tensor) -> None:
+    """Compare outputs that are tensors, and gradients, with `theirs` in float64 and in the inputs' dtype."""
+
+    def run(forward, dtype: torch.dtype | None = None) -> list[Tensor]:
+        leaves = [t.detach().to(dtype or t.dtype).requires_grad_(t.requires_grad) for t in inputs]
+        return output_gradients(forward, *leaves)
+
+    for i, results in enumerate(zip(run(ours), run(theirs, torch.float64), run(theirs), strict=True)):
+        assert_close_to_reference(*results, name=f"output or gradient {i}")

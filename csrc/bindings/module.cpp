@@ -65,6 +65,7 @@ PYBIND11_MODULE(PYFT_MODULE, module) {
   pyft::bindings::bind_nf4(module);
   pyft::bindings::bind_lora(module);
   pyft::bindings::bind_cross_entropy(module);
+  pyft::bindings::bind_activations(module);
 #if defined(PYFT_EMULATION)
   module.def("set_seed", pyft::emulation::set_seed, "Of the orders in which threads and blocks run.");
 #endif

@@ -10,58 +10,14 @@
 // exp are kept per lane within kChunk entries and then added up in double, so the sum's error does not grow
 // with V.
 #include <cstdint>
-#include <cstring>
 
 #include "cpu/kernel_table.h"
-#include "cpu/vector.h"
+#include "cpu/rows.h"
 
 namespace pyft::cpu::PYFT_ISA {
 namespace {
 
 constexpr std::int64_t kChunk = 4096;
-
-typedef std::uint16_t HalfVector __attribute__((vector_size(PYFT_VECTOR_BYTES / 2)));
-
-inline FloatVector select(IntVector condition, FloatVector yes, FloatVector no) {
-  return reinterpret_cast<FloatVector>((condition & reinterpret_cast<IntVector>(yes)) |
-                                       (~condition & reinterpret_cast<IntVector>(no)));
-}
-
-inline FloatVector load(const BFloat16Bits* from) {
-  HalfVector bits;
-  std::memcpy(&bits, from, sizeof bits);
-  return reinterpret_cast<FloatVector>(__builtin_convertvector(bits, IntVector) << 16);
-}
-
-inline FloatVector load(const float* from) { return PYFT_ISA::load(from); }
-
-// Rounds like float_to_bfloat16.
-inline void store(BFloat16Bits* to, FloatVector values) {
-  const IntVector wide = reinterpret_cast<IntVector>(values);
-  const IntVector nan = values != values;
-  const IntVector rounded = wide + 0x7fff + ((wide >> 16) & 1);
-  const IntVector bits = ((~nan & rounded) | (nan & (wide | 0x400000))) >> 16;
-  const HalfVector narrow = __builtin_convertvector(bits, HalfVector);
-  std::memcpy(to, &narrow, sizeof narrow);
-}
-
-inline void store(float* to, FloatVector values) { PYFT_ISA::store(to, values); }
-
-// The last `count` < kLanes entries, padded.
-template <typename T>
-inline FloatVector load_tail(const T* source, std::int64_t count, T padding) {
-  T padded[kLanes];
-  for (T& value : padded) value = padding;
-  std::memcpy(padded, source, static_cast<std::size_t>(count) * sizeof(T));
-  return load(padded);
-}
-
-template <typename T>
-inline void store_tail(T* target, FloatVector values, std::int64_t count) {
-  T padded[kLanes];
-  store(padded, values);
-  std::memcpy(target, padded, static_cast<std::size_t>(count) * sizeof(T));
-}
 
 template <typename T>
 constexpr T minus_infinity();
@@ -72,24 +28,6 @@ constexpr float minus_infinity<float>() {
 template <>
 constexpr BFloat16Bits minus_infinity<BFloat16Bits>() {
   return 0xff80;
-}
-
-// exp(x) for x <= 0, or NaN: relative error below 1.2e-7, exactly 0 below -87, NaN for NaN.
-// x = n ln 2 + r with |r| <= ln 2 / 2; exp(r) by a polynomial (Cephes' expf), 2^n by the exponent's bits.
-inline FloatVector exp_nonpositive(FloatVector x) {
-  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const FloatVector shifted = x * 1.44269504088896341f + kRounder;
-  const FloatVector n = shifted - kRounder;
-  const FloatVector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  FloatVector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const FloatVector exp_r = (p * r) * r + r + 1.0f;
-  const IntVector exponent = reinterpret_cast<IntVector>(shifted) << 23;  // n sits in the low bits
-  const FloatVector power = reinterpret_cast<FloatVector>(exponent + 0x3f800000);
-  return select(x < -87.0f, FloatVector{}, exp_r * power);
 }
 
 // tanh(x), or NaN: relative error below 2e-7. Near 0 a polynomial (Cephes' tanhf), else 1 - 2 / (exp(2|x|) +

@@ -10,8 +10,22 @@ namespace pyft::cpu::PYFT_ISA {
 
 extern const KernelTable kTable;
 const KernelTable kTable = {
-    PYFT_TEXT(PYFT_ISA), PYFT_VECTOR_BYTES, gemm,    nf4_quantize, nf4_dequantize, nf4_dequantize_floats,
-    dropout_factors,     row_max_and_sum,   row_sum, row_softmax,  row_logits,
+    PYFT_TEXT(PYFT_ISA),
+    PYFT_VECTOR_BYTES,
+    gemm,
+    nf4_quantize,
+    nf4_dequantize,
+    nf4_dequantize_floats,
+    dropout_factors,
+    row_max_and_sum,
+    row_sum,
+    row_softmax,
+    row_logits,
+    rms_norm_rows,
+    rms_norm_rows_backward,
+    swiglu,
+    swiglu_backward,
+    rotate_heads,
 };
 
 }  // namespace pyft::cpu::PYFT_ISA

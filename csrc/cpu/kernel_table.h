@@ -35,4 +35,14 @@ double row_sum(const void* row, DType dtype, std::int64_t n);
 void row_softmax(const void* row, DType dtype, std::int64_t n, const SoftmaxTerms& terms, void* out);
 void row_logits(float* row, const void* bias, DType bias_dtype, std::int64_t n, float scale, float softcap);
 
+void rms_norm_rows(const void* x, const void* weight, DType dtype, std::int64_t num_rows, std::int64_t width,
+                   float eps, float weight_offset, void* y, float* inverse_rms);
+void rms_norm_rows_backward(const void* grad_y, const void* x, const void* weight, const float* inverse_rms,
+                            DType dtype, std::int64_t num_rows, std::int64_t width, float weight_offset,
+                            void* grad_x, float* grad_weight);
+void swiglu(const void* gate, const void* up, DType dtype, std::int64_t n, void* y);
+void swiglu_backward(const void* grad_y, const void* gate, const void* up, DType dtype, std::int64_t n,
+                     void* grad_gate, void* grad_up);
+void rotate_heads(const TokenHeads& heads, const void* cos, const void* sin, DType dtype, bool transposed);
+
 }  // namespace pyft::cpu::PYFT_ISA

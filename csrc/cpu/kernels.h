@@ -46,6 +46,17 @@ struct SoftmaxTerms {
   float inverse_softcap;  // 0 leaves the last factor out
 };
 
+// The heads of one token: `width` entries each, of which the first `rotated`, an even number, are rotated.
+struct TokenHeads {
+  const void* in;
+  std::int64_t in_stride;  // from head to head, in elements
+  void* out;
+  std::int64_t out_stride;
+  std::int64_t num_heads;
+  std::int64_t width;
+  std::int64_t rotated;
+};
+
 struct KernelTable {
   const char* name;
   int vector_bytes;
@@ -80,6 +91,23 @@ struct KernelTable {
   // softcap is 0.
   void (*row_logits)(float* row, const void* bias, DType bias_dtype, std::int64_t n, float scale,
                      float softcap);
+
+  // RMSNorm, of num_rows rows side by side (activations.h has the formulas). inverse_rms [num_rows].
+  void (*rms_norm_rows)(const void* x, const void* weight, DType dtype, std::int64_t num_rows,
+                        std::int64_t width, float eps, float weight_offset, void* y, float* inverse_rms);
+  // grad_weight [width] is added to, or null.
+  void (*rms_norm_rows_backward)(const void* grad_y, const void* x, const void* weight,
+                                 const float* inverse_rms, DType dtype, std::int64_t num_rows,
+                                 std::int64_t width, float weight_offset, void* grad_x, float* grad_weight);
+
+  // SwiGLU, of n entries. Outputs may be inputs.
+  void (*swiglu)(const void* gate, const void* up, DType dtype, std::int64_t n, void* y);
+  void (*swiglu_backward)(const void* grad_y, const void* gate, const void* up, DType dtype, std::int64_t n,
+                          void* grad_gate, void* grad_up);
+
+  // Rotary embedding, of one token's heads.
+  void (*rotate_heads)(const TokenHeads& heads, const void* cos, const void* sin, DType dtype,
+                       bool transposed);
 };
 
 }  // namespace pyft::cpu

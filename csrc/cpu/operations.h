@@ -20,4 +20,10 @@ void linear_cross_entropy(const LinearCrossEntropyArgs& args, int num_threads);
 void linear_cross_entropy_forward(const LinearCrossEntropyForwardArgs& args, int num_threads);
 void linear_cross_entropy_backward(const LinearCrossEntropyBackwardArgs& args, int num_threads);
 
+void rms_norm(const RmsNormArgs& args, int num_threads);
+void rms_norm_backward(const RmsNormBackwardArgs& args, int num_threads);
+void swiglu(const SwigluArgs& args, int num_threads);
+void swiglu_backward(const SwigluBackwardArgs& args, int num_threads);
+void rotary(const RotaryArgs& args, int num_threads);
+
 }  // namespace pyft::cpu

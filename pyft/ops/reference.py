@@ -256,3 +256,63 @@ def linear_cross_entropy(
     if logit_softcap is not None:
         logits = logit_softcap * torch.tanh(logits / logit_softcap)
     return cross_entropy(logits, targets, **options)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """At least float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float, weight_offset: float = 0.0) -> Tensor:
+    """Rows over their root mean square, times weight_offset + weight.
+
+    Args:
+        x: [..., K]; half precision is widened to float32 first.
+        weight: [K].
+        eps: added to the mean square.
+        weight_offset: added to the weight.
+
+    Returns:
+        [..., K] in x.dtype.
+    """
+    wide = _widened(x)
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (normed * (_widened(weight) + weight_offset)).to(x.dtype)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """Compute silu(gate) * up.
+
+    Args:
+        gate: any shape; half precision is widened to float32 first.
+        up: the same.
+
+    Returns:
+        The same shape and dtype.
+    """
+    return (F.silu(_widened(gate)) * _widened(up)).to(gate.dtype)
+
+
+def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate the first R entries of every head: x cos + rotate_half(x) sin.
+
+    Args:
+        q: [B, H, T, D]; half precision is widened to float32 first.
+        k: [B, G, T, D].
+        cos: [B, T, R] or [1, T, R].
+        sin: like cos.
+
+    Returns:
+        q and k, rotated.
+    """
+    width = cos.shape[-1]
+    wide_cos, wide_sin = _widened(cos)[:, None], _widened(sin)[:, None]
+
+    def rotate(x: Tensor) -> Tensor:
+        wide = _widened(x)
+        turned, rest = wide[..., :width], wide[..., width:]
+        low, high = turned.chunk(2, dim=-1)
+        turned = turned * wide_cos + torch.cat((-high, low), dim=-1) * wide_sin
+        return torch.cat((turned, rest), dim=-1).to(x.dtype)
+
+    return rotate(q), rotate(k)

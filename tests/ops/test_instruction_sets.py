@@ -1,4 +1,4 @@
-"""LoRA, NF4 and the cross-entropies on every instruction set this processor has, not only the one picked."""
+"""The CPU kernels on every instruction set this processor has, not only the one picked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from pyft.ops.native import C
 
 TESTS = Path(__file__).parent
-FILES = ("lora", "cross_entropy", "loss_terms", "nf4", "nf4_linear")
+FILES = ("activations", "lora", "cross_entropy", "loss_terms", "nf4", "nf4_linear")
 OTHERS = [isa for isa in C.supported_cpu_isas() if isa != C.cpu_isa()]
 
 

@@ -5,6 +5,7 @@
 // when the work is done (CPU) or queued on the given stream (CUDA). Outputs are allocated by the caller.
 #pragma once
 
+#include "pyft/ops/activations.h"
 #include "pyft/ops/context.h"
 #include "pyft/ops/cross_entropy.h"
 #include "pyft/ops/lora.h"
