@@ -2,7 +2,7 @@
 // entries, below which waking a thread costs more than the work.
 //
 // RMSNorm's weight gradient is summed in P partial rows, each over its own ceil(T / P) tokens and by one
-// thread, then over them in order: the bits depend on P, not on the threads.
+// thread, then over them in order, in double: the bits depend on P, not on the threads.
 #include <algorithm>
 
 #include "cpu/isa.h"
@@ -23,12 +23,12 @@ char* element(const TensorRef& tensor, std::int64_t index) {
 void sum_partials(const TensorRef& partials, const TensorRef& out, std::int64_t begin, std::int64_t end) {
   const std::int64_t num_partials = partials.shape[0], width = partials.shape[1];
   for (std::int64_t k = begin; k < end; ++k) {
-    float sum = 0.0f;
+    double sum = 0.0;
     for (std::int64_t p = 0; p < num_partials; ++p) sum += partials.as<const float>()[p * width + k];
     if (out.dtype == DType::kBFloat16) {
-      out.as<BFloat16Bits>()[k] = float_to_bfloat16(sum);
+      out.as<BFloat16Bits>()[k] = float_to_bfloat16(static_cast<float>(sum));
     } else {
-      out.as<float>()[k] = sum;
+      out.as<float>()[k] = static_cast<float>(sum);
     }
   }
 }

@@ -14,4 +14,10 @@ void nf4_linear_backward(const Nf4LinearBackwardArgs& args, std::uintptr_t strea
 void cross_entropy(const CrossEntropyArgs& args, std::uintptr_t stream);
 void cross_entropy_backward(const CrossEntropyBackwardArgs& args, std::uintptr_t stream);
 
+void rms_norm(const RmsNormArgs& args, std::uintptr_t stream);
+void rms_norm_backward(const RmsNormBackwardArgs& args, std::uintptr_t stream);
+void swiglu(const SwigluArgs& args, std::uintptr_t stream);
+void swiglu_backward(const SwigluBackwardArgs& args, std::uintptr_t stream);
+void rotary(const RotaryArgs& args, std::uintptr_t stream);
+
 }  // namespace pyft::cuda

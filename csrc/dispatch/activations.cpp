@@ -55,7 +55,7 @@ void rms_norm(const RmsNormArgs& args, const ExecutionContext& context) {
   check_matrix(op, args.y, args.x.dtype, num_rows, width, "x has");
   check_row_values(op, args.inverse_rms, DType::kFloat32, num_rows);
   const DeviceType device = common_device(op, {&args.x, &args.weight, &args.y, &args.inverse_rms});
-  run_on(op, device, args, context, cpu::rms_norm, nullptr);
+  run_on(op, device, args, context, cpu::rms_norm, PYFT_CUDA_KERNEL(rms_norm));
 }
 
 void rms_norm_backward(const RmsNormBackwardArgs& args, const ExecutionContext& context) {
@@ -78,7 +78,7 @@ void rms_norm_backward(const RmsNormBackwardArgs& args, const ExecutionContext& 
   }
   const DeviceType device = common_device(op, {&args.grad_y, &args.x, &args.weight, &args.inverse_rms,
                                                &args.grad_x, &args.grad_weight, &args.partials});
-  run_on(op, device, args, context, cpu::rms_norm_backward, nullptr);
+  run_on(op, device, args, context, cpu::rms_norm_backward, PYFT_CUDA_KERNEL(rms_norm_backward));
 }
 
 void swiglu(const SwigluArgs& args, const ExecutionContext& context) {
@@ -89,7 +89,7 @@ void swiglu(const SwigluArgs& args, const ExecutionContext& context) {
     check_contiguous(op, *tensor);
   }
   const DeviceType device = common_device(op, {&args.gate, &args.up, &args.y});
-  run_on(op, device, args, context, cpu::swiglu, nullptr);
+  run_on(op, device, args, context, cpu::swiglu, PYFT_CUDA_KERNEL(swiglu));
 }
 
 void swiglu_backward(const SwigluBackwardArgs& args, const ExecutionContext& context) {
@@ -101,7 +101,7 @@ void swiglu_backward(const SwigluBackwardArgs& args, const ExecutionContext& con
   }
   const DeviceType device =
       common_device(op, {&args.grad_y, &args.gate, &args.up, &args.grad_gate, &args.grad_up});
-  run_on(op, device, args, context, cpu::swiglu_backward, nullptr);
+  run_on(op, device, args, context, cpu::swiglu_backward, PYFT_CUDA_KERNEL(swiglu_backward));
 }
 
 void rotary(const RotaryArgs& args, const ExecutionContext& context) {
@@ -122,7 +122,7 @@ void rotary(const RotaryArgs& args, const ExecutionContext& context) {
   }
   const DeviceType device =
       common_device(op, {&args.q, &args.k, &args.cos, &args.sin, &args.rotated_q, &args.rotated_k});
-  run_on(op, device, args, context, cpu::rotary, nullptr);
+  run_on(op, device, args, context, cpu::rotary, PYFT_CUDA_KERNEL(rotary));
 }
 
 }  // namespace pyft

@@ -42,6 +42,31 @@ __device__ __forceinline__ void store8(__nv_bfloat16* to, const float (&values)[
   *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(rounded);
 }
 
+// The same at any address, and at a row's end: elements [first, first + 8) of a row of `width`, zeros behind
+// its end. `is_whole_words`: the row begins at a multiple of 16 bytes.
+template <typename T>
+__device__ __forceinline__ void load_run(const T* row, std::int64_t first, std::int64_t width,
+                                         bool is_whole_words, float (&values)[8]) {
+  if (is_whole_words && first + 8 <= width) {
+    load8(row + first, values);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = first + i < width ? to_float(row[first + i]) : 0.0f;
+  }
+}
+template <typename T>
+__device__ __forceinline__ void store_run(T* row, std::int64_t first, std::int64_t width, bool is_whole_words,
+                                          const float (&values)[8]) {
+  if (is_whole_words && first + 8 <= width) {
+    store8(row + first, values);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (first + i < width) store_rounded(row + first + i, values[i]);
+    }
+  }
+}
+
 inline bool is_aligned(const void* pointer, std::size_t bytes) {
   return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
 }
