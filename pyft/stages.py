@@ -34,6 +34,7 @@ from pyft.data.streaming import StreamSource
 from pyft.data.templates import ChatTemplate, get_template
 from pyft.merge import merge_run
 from pyft.model.adapters import trainable_state
+from pyft.model.fused import describe_fused
 from pyft.model.generate import add_end_marks
 from pyft.model.memory import memory_kind, peak_memory_bytes, reset_peak_memory
 from pyft.model.trained import TrainedWeights
@@ -112,6 +113,7 @@ class _StageRun:
             add_end_marks(model, prepared.template.stop_token_ids(self._tokenizer))
         trained = sum(parameter.numel() for parameter in trainable_state(model).values())
         print(f"{type(model).__name__}: {trained:,} trained parameters, on {self._device}", flush=True)
+        print(describe_fused(model), flush=True)
         self._signals.check()
         result = self._trainer(model, prepared).run()
         if isinstance(prepared.data.train, StreamSource):

@@ -11,7 +11,7 @@ void check_row_values(const char* op, const TensorRef& values, DType dtype, std:
   check_contiguous(op, values);
 }
 
-// `tensor` has the dtype and the shape of `like`, and is contiguous.
+// `tensor` has the dtype and the shape of `like`.
 void check_like(const char* op, const TensorRef& tensor, const TensorRef& like) {
   check_dtype(op, tensor, like.dtype);
   bool is_same = tensor.num_dims == like.num_dims;

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from pyft.config import ConfigError
 from pyft.model.attention import register_packed_attention
+from pyft.model.fused import fuse_activations
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -251,6 +252,7 @@ def init_model(
         parameter.data = parameter.data.to(dtype)
     config.dtype = dtype
     model = model.to(device)
+    fuse_activations(model)
     return model.eval()
 
 

@@ -25,6 +25,7 @@ from pyft.config import ConfigError, NumericsError
 from pyft.model.architecture import empty_model, quiet_transformers, read_config, untie_names
 from pyft.model.attention import register_packed_attention
 from pyft.model.checkpoint import TensorFiles, open_tensors, shorten
+from pyft.model.fused import fuse_activations
 from pyft.model.quantize import NF4Linear, linear_names, quantize_linears, replace_module
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def load_model(
         trust_remote_code: allow Python code shipped in the folder to run.
 
     Returns:
-        The model in evaluation mode, with pyft's packed attention.
+        The model in evaluation mode, with pyft's packed attention and fused activations.
 
     Raises:
         ConfigError: an unusable folder, missing, unexpected or misshapen tensors.
@@ -83,6 +84,7 @@ def load_model(
     if left:
         raise ConfigError(f"the architecture leaves tensors without a value ({path}): {shorten(left)}")
     model.generation_config = _generation_config(Path(path), config)
+    fuse_activations(model)
     return model.eval()
 
 

@@ -170,7 +170,7 @@ def test_targets_that_match_nothing_are_refused_with_the_names_there_are(tmp_pat
             r"no layer is called 'q_prj' \(adapter\.target_modules\): the model has down_proj, gate_proj",
         ),
         (["q_proj", "Wqkv"], "no layer is called 'Wqkv'"),
-        (["mlp"], "a LlamaMLP, not a linear layer"),
+        (["mlp"], "a FusedMLP, not a linear layer"),
         ([], "no layer is named"),
     ):
         with pytest.raises(ConfigError, match=match):

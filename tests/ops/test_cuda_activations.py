@@ -73,7 +73,13 @@ def test_swiglu(shape, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("heads", "tokens", "size", "rotated"),
-    [((14, 2), 1, 64, 64), ((32, 8), 423, 128, 128), ((3, 1), 19, 12, 10), ((4, 2), 65, 80, 32)],
+    [
+        ((14, 2), 1, 64, 64),
+        ((32, 8), 423, 128, 128),
+        ((3, 1), 19, 12, 10),
+        ((3, 1), 19, 24, 24),
+        ((4, 2), 65, 80, 32),
+    ],
 )
 def test_rotary(heads, tokens, size, rotated, dtype):
     assert_tensors_equal_reference(
