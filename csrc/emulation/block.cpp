@@ -8,6 +8,7 @@
 #include <random>
 #include <string>
 
+#include "emulation/async.h"
 #include "emulation/shared_bytes.h"
 #include "pyft/error.h"
 
@@ -15,13 +16,6 @@ namespace pyft::emulation {
 namespace {
 
 constexpr std::size_t kAlignment = 1024;  // of shared memory: what bulk copies with a swizzle need
-
-struct AsyncCopy {
-  void* to;
-  const void* from;
-  int size, bytes;
-};
-using AsyncGroup = std::vector<AsyncCopy>;
 
 struct Thread {
   Fiber fiber;
@@ -31,8 +25,8 @@ struct Thread {
   const char* waits_at = nullptr;  // null: it can go on
   std::uint32_t mask = 0;          // of the collective it waits in
   void* operands = nullptr;
-  AsyncGroup open;
-  std::deque<AsyncGroup> committed;
+  const Barrier* barrier = nullptr;  // the one it waits for
+  AsyncCopies copies;
 };
 
 std::mt19937_64& generator() {
@@ -58,6 +52,9 @@ class Block {
   void barrier();
   void meet(const char* name, std::uint32_t mask, void* operands, Perform perform);
   void* array(const void* key, std::size_t bytes, std::size_t alignment);
+  void arrive(Barrier* barrier);
+  void arrive_after_copies(Barrier* barrier);
+  void wait_phase(Barrier* barrier, int parity);
 
   const LaunchShape& shape() const { return shape_; }
   Dim3 index() const { return index_; }
@@ -68,6 +65,7 @@ class Block {
   static void thread_entry(void* block);
   void start_threads();
   void wake(Thread& thread);
+  void perform_arrival();
   void check_end() const;
   [[noreturn]] void fail_stuck() const;
   Thread* lane_of(const Thread& thread, int lane);
@@ -77,6 +75,7 @@ class Block {
   Dim3 index_;
   std::deque<Thread> threads_;
   std::vector<Thread*> ready_;
+  std::vector<AsyncArrival> arrivals_;
   std::size_t num_at_barrier_ = 0, num_done_ = 0;
   Thread* current_ = nullptr;
   Fiber scheduler_;
@@ -91,10 +90,12 @@ void Block::run(Dim3 index) {
   index_ = index;
   num_at_barrier_ = num_done_ = 0;
   error_ = nullptr;
+  arrivals_.clear();
   arrays_.clear();
   dynamic_ = std::make_unique<SharedBytes>(shape_.shared_bytes, kAlignment);
   start_threads();
   while (num_done_ < threads_.size()) {
+    while (ready_.empty() && !arrivals_.empty()) perform_arrival();
     if (ready_.empty()) fail_stuck();
     std::swap(ready_[draw(ready_.size())], ready_.back());
     current_ = ready_.back();
@@ -115,8 +116,8 @@ void Block::start_threads() {
     thread.rank = rank++;
     thread.done = false;
     thread.waits_at = nullptr;
-    thread.open.clear();
-    thread.committed.clear();
+    thread.barrier = nullptr;
+    thread.copies.forget();
     thread.fiber.begin(&Block::thread_entry, this);
     ready_.push_back(&thread);
   }
@@ -127,9 +128,7 @@ void Block::thread_entry(void* self) {
   try {
     block.kernel_();
     const Thread& thread = block.current();
-    bool has_copies = !thread.open.empty();
-    for (const AsyncGroup& group : thread.committed) has_copies = has_copies || !group.empty();
-    if (has_copies)
+    if (thread.copies.are_under_way())
       fail(ErrorKind::kRuntime, "thread ", text_of(thread.index),
            " ends with async copies it never waited for");
   } catch (...) {
@@ -209,7 +208,41 @@ void* Block::array(const void* key, std::size_t bytes, std::size_t alignment) {
   return entry->second.begin();
 }
 
+void Block::arrive(Barrier* barrier) {
+  if (!count_arrival(barrier)) return;
+  for (Thread& thread : threads_) {
+    if (thread.barrier != barrier) continue;
+    thread.barrier = nullptr;
+    wake(thread);
+  }
+}
+
+void Block::arrive_after_copies(Barrier* barrier) {
+  read_barrier("arrival at", barrier);
+  arrivals_.push_back({barrier, current().copies.take()});
+}
+
+void Block::wait_phase(Barrier* barrier, int parity) {
+  if (read_barrier("wait for", barrier).parity != parity) return;
+  current().barrier = barrier;
+  wait_at(parity ? "mbarrier, phase 1" : "mbarrier, phase 0");
+}
+
+// As late as can be: a thread that does not wait sees poison.
+void Block::perform_arrival() {
+  std::swap(arrivals_[draw(arrivals_.size())], arrivals_.back());
+  const AsyncArrival arrival = std::move(arrivals_.back());
+  arrivals_.pop_back();
+  perform(arrival.copies);
+  arrive(arrival.barrier);
+}
+
 void Block::check_end() const {
+  for (const AsyncArrival& arrival : arrivals_) {
+    if (!arrival.copies.empty())
+      fail(ErrorKind::kRuntime, "block ", text_of(index_),
+           " never waited for async copies at their mbarrier");
+  }
   bool is_whole = dynamic_->is_whole();
   for (const auto& [key, array] : arrays_) is_whole = is_whole && array.is_whole();
   if (!is_whole)
@@ -224,11 +257,6 @@ void Block::fail_stuck() const {
     text += (text.empty() ? "" : "; ") + std::to_string(threads.size()) + " at " + place + ", first " +
             text_of(threads.front()->index);
   fail(ErrorKind::kRuntime, "block ", text_of(index_), " is stuck, its threads wait for each other: ", text);
-}
-
-void perform_copy(const AsyncCopy& copy) {
-  std::memcpy(copy.to, copy.from, static_cast<std::size_t>(copy.bytes));
-  std::memset(static_cast<char*>(copy.to) + copy.bytes, 0, static_cast<std::size_t>(copy.size - copy.bytes));
 }
 
 }  // namespace
@@ -259,34 +287,29 @@ Dim3 grid_shape() { return running->shape().grid; }
 int lane() { return running->current().rank % kWarpSize; }
 
 void synchronize_block() { running->barrier(); }
-
 void collective(const char* name, std::uint32_t mask, void* operands, Perform perform) {
   running->meet(name, mask, operands, perform);
 }
 
 unsigned char* dynamic_shared() { return running->dynamic(); }
-
 void* shared_array(const void* key, std::size_t bytes, std::size_t alignment) {
   return running->array(key, bytes, alignment);
 }
 
 void copy_async(void* to, const void* from, int size, int bytes) {
-  std::memset(to, kPoison, static_cast<std::size_t>(size));
-  running->current().open.push_back({to, from, size, bytes});
+  running->current().copies.begin({to, from, size, bytes});
+}
+void commit_async() { running->current().copies.commit(); }
+void wait_async(int num_left) { running->current().copies.wait(num_left); }
+
+void init_barrier(Barrier* barrier, int count) {
+  const auto arrivals = static_cast<std::uint16_t>(count);
+  const BarrierState state{BarrierState::kMark, arrivals, arrivals, 0};
+  std::memcpy(barrier, &state, sizeof state);
 }
 
-void commit_async() {
-  Thread& thread = running->current();
-  thread.committed.push_back(std::move(thread.open));
-  thread.open.clear();
-}
-
-void wait_async(int num_left) {
-  std::deque<AsyncGroup>& groups = running->current().committed;
-  while (static_cast<int>(groups.size()) > num_left) {
-    for (const AsyncCopy& copy : groups.front()) perform_copy(copy);
-    groups.pop_front();
-  }
-}
+void arrive_barrier(Barrier* barrier) { running->arrive(barrier); }
+void arrive_barrier_after_copies(Barrier* barrier) { running->arrive_after_copies(barrier); }
+void wait_barrier(Barrier* barrier, int parity) { running->wait_phase(barrier, parity); }
 
 }  // namespace pyft::emulation

@@ -5,12 +5,13 @@
 //         synchronize_block     all threads of the block
 //         collective            the lanes of a warp that a mask names; the last to come does the work of all
 //         copy_async, ..        done when it is waited for; until then the destination holds poison
+//         wait_barrier, ..      mbarriers; copies that arrive at one are done when no thread can go on
 //
 // It refuses what hardware would answer with a hang or a wrong number: threads that wait for each other in
 // vain (said where each of them is), lanes that meet in different collectives, a barrier that some threads
-// have left, copies nobody waits for, writes behind the end of shared memory, shared memory read before it
-// is written (it holds poison). It does not show bank conflicts, register limits or races that no order of
-// threads reveals.
+// have left, an mbarrier nobody has initialised, copies nobody waits for, writes behind the end of shared
+// memory, shared memory read before it is written (it holds poison). It does not show bank conflicts,
+// register limits or races that no order of threads reveals.
 #pragma once
 
 #include <cstddef>
@@ -71,5 +72,14 @@ void copy_async(void* to, const void* from, int size, int bytes);
 void commit_async();
 // Returns when no more than the newest `num_left` groups of this thread are under way.
 void wait_async(int num_left);
+
+// mbarrier: 8 bytes of shared memory. A phase ends with its `count` arrivals, and the next begins.
+using Barrier = std::uint64_t;
+void init_barrier(Barrier* barrier, int count);
+void arrive_barrier(Barrier* barrier);
+// Arrives once all copies that this thread has begun are done, and takes them out of its groups.
+void arrive_barrier_after_copies(Barrier* barrier);
+// Returns when the phase of this parity, the current one or the one before, has ended.
+void wait_barrier(Barrier* barrier, int parity);
 
 }  // namespace pyft::emulation

@@ -28,6 +28,7 @@ def test_mistakes_are_caught(flags, tmp_path):
     csrc, program = ROOT / "csrc", tmp_path / "emulation_test"
     sources = [
         ROOT / "tests" / "native" / "emulation_test.cpp",
+        ROOT / "tests" / "native" / "emulation_barriers.cpp",
         csrc / "emulation" / "block.cpp",
         csrc / "emulation" / "fiber.cpp",
     ]

@@ -12,13 +12,15 @@
 using namespace pyft;
 using cuda::kAllLanes;
 
-namespace {
+void check_barriers();  // emulation_barriers.cpp
 
 void require(bool condition, const std::string& what) {
   if (condition) return;
   std::printf("broken: %s\n", what.c_str());
   std::exit(1);
 }
+
+namespace {
 
 void run(unsigned num_blocks, unsigned num_threads, std::size_t shared_bytes,
          const std::function<void()>& kernel) {
@@ -268,6 +270,7 @@ int main() {
   check_divergence();
   check_missing_barrier();
   check_async_mistakes();
+  check_barriers();
   check_shared_memory();
   check_errors_inside();
   std::printf("all kept\n");
