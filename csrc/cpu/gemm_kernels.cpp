@@ -19,11 +19,12 @@
 // Panels are padded with zeros, so edges run the same code. An element of C is summed over k in runs of kRunK
 // (half of that where there are few), each in a register and then added to C, because a chain of additions
 // loses the more the longer it is. The order depends on the element's tile, so on (M, N, K) alone. Where A
-// has few rows and B is dense, packing would cost more than the product: rows of B are then used where they
-// lie as dot products or as updates of C.
+// has few rows, packing B would cost more than the product: gemm_few_rows.h, gemm_few_nf4_rows.h.
 #include <cstdint>
 
 #include "cpu/bfloat16_pairs.h"
+#include "cpu/gemm_few_nf4_rows.h"
+#include "cpu/gemm_few_rows.h"
 #include "cpu/gemm_packing.h"
 #include "cpu/kernel_table.h"
 #include "cpu/scratch.h"
@@ -42,9 +43,6 @@ constexpr std::int64_t kRunK = 64;
 constexpr std::int64_t kBlockM = 132;
 constexpr std::int64_t kBlockN = 512;
 constexpr std::int64_t kPackColumns = 128;
-constexpr std::int64_t kFewRows = 8;
-constexpr std::int64_t kShortRun = 32;
-constexpr std::int64_t kRowsAtOnce = 4;
 static_assert(kTileRows <= kLanes && kTileColumns % kLanes == 0, "a panel's row is packed by whole vectors");
 static_assert(kBlockM % kTileRows == 0 && kPackColumns % kTileColumns == 0, "blocks are whole tiles");
 
@@ -121,93 +119,27 @@ void tile(std::int64_t num_steps, const float* a, const float* b, float* c, std:
   }
 }
 
-float dot(const float* a, const float* b, std::int64_t count) {
-  FloatVector sums[4] = {};
-  std::int64_t i = 0;
-  for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
-    for (int s = 0; s < 4; ++s) sums[s] += load(a + i + s * kLanes) * load(b + i + s * kLanes);
-  }
-  for (; i + kLanes <= count; i += kLanes) sums[0] += load(a + i) * load(b + i);
-  float sum = sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  for (; i < count; ++i) sum += a[i] * b[i];
-  return sum;
-}
-
-// sums += factors[0] * rows[0] + factors[1] * rows[1] + ..., n elements each.
-void add_rows(const float* factors, const float* const* rows, std::int64_t num_rows, std::int64_t n,
-              float* sums) {
-  if (num_rows == 4) {
-    const float f0 = factors[0], f1 = factors[1], f2 = factors[2], f3 = factors[3];
-    const float *r0 = rows[0], *r1 = rows[1], *r2 = rows[2], *r3 = rows[3];
-    for (std::int64_t j = 0; j < n; ++j) {
-      sums[j] += (f0 * r0[j] + f1 * r1[j]) + (f2 * r2[j] + f3 * r3[j]);
-    }
-    return;
-  }
-  for (std::int64_t r = 0; r < num_rows; ++r) {
-    for (std::int64_t j = 0; j < n; ++j) sums[j] += factors[r] * rows[r][j];
-  }
-}
-
-// M <= kFewRows, B dense: A as float32 rows, then B^T row by row (dot products) or B row by row (updates of
-// C).
-void gemm_few_rows(std::int64_t m, std::int64_t n, std::int64_t k, const MatrixView& a, const MatrixView& b,
-                   float* c, std::int64_t ldc, bool accumulate) {
-  float* a_rows = scratch_floats(Scratch::kGemmA, m * k);
-  for (std::int64_t i = 0; i < m; ++i) {
-    const float* from = row_floats(a, i, 0, k, a_rows + i * k);
-    if (from != a_rows + i * k)
-      std::memcpy(a_rows + i * k, from, static_cast<std::size_t>(k) * sizeof(float));
-  }
-  if (rows_are_runs(b)) {
-    // Sums of kShortRun products first: one long chain of additions would lose what packed tiles keep.
-    float* buffer = scratch_floats(Scratch::kGemmB, (m + kRowsAtOnce) * n);
-    float* sums = buffer + kRowsAtOnce * n;
-    for (std::int64_t k0 = 0; k0 < k || k0 == 0; k0 += kShortRun) {
-      for (std::int64_t i = 0; i < m * n; ++i) sums[i] = 0.0f;
-      const std::int64_t k1 = smaller(k, k0 + kShortRun);
-      for (std::int64_t kk = k0; kk < k1; kk += kRowsAtOnce) {
-        const float* b_rows[kRowsAtOnce];
-        const std::int64_t count = smaller(kRowsAtOnce, k1 - kk);
-        for (std::int64_t r = 0; r < count; ++r) b_rows[r] = row_floats(b, kk + r, 0, n, buffer + r * n);
-        for (std::int64_t i = 0; i < m; ++i) add_rows(a_rows + i * k + kk, b_rows, count, n, sums + i * n);
-      }
-      const bool add = accumulate || k0 > 0;
-      for (std::int64_t i = 0; i < m; ++i) {
-        for (std::int64_t j = 0; j < n; ++j)
-          c[i * ldc + j] = add ? c[i * ldc + j] + sums[i * n + j] : sums[i * n + j];
-      }
-    }
-    return;
-  }
-  const MatrixView b_transposed = flipped(b);
-  float* buffer = scratch_floats(Scratch::kGemmB, k);
-  for (std::int64_t j = 0; j < n; ++j) {
-    const float* b_column = row_floats(b_transposed, j, 0, k, buffer);
-    for (std::int64_t i = 0; i < m; ++i) {
-      const float sum = dot(a_rows + i * k, b_column, k);
-      c[i * ldc + j] = accumulate ? c[i * ldc + j] + sum : sum;
-    }
-  }
-}
-
 template <bool kPairs>
 void gemm_packed(std::int64_t m, std::int64_t n, std::int64_t k, const MatrixView& a, const MatrixView& b,
                  float* c, std::int64_t ldc, bool accumulate) {
   const MatrixView b_transposed = flipped(b);
+  // Panels of NF4 that are used once stay in the nearest cache: 16 KB, of whole blocks.
+  const bool used_once = m <= kBlockM && b.kind == MatrixView::Kind::kNf4;
+  const std::int64_t block_k = used_once && !b.transposed ? kNf4BlockSize : kBlockK;
+  const std::int64_t pack_columns = !used_once ? kPackColumns : b.transposed ? kTileColumns : kNf4BlockSize;
   float* b_packed = scratch_floats(Scratch::kGemmB, kBlockK * kBlockN + kLanes);
   float* a_packed = scratch_floats(Scratch::kGemmA, kBlockM * kBlockK + kLanes);
   for (std::int64_t n0 = 0; n0 < n; n0 += kBlockN) {
     const std::int64_t num_n = smaller(kBlockN, n - n0);
-    for (std::int64_t k0 = 0; k0 < k; k0 += kBlockK) {
-      const std::int64_t num_k = smaller(kBlockK, k - k0);
+    for (std::int64_t k0 = 0; k0 < k; k0 += block_k) {
+      const std::int64_t num_k = smaller(block_k, k - k0);
       const std::int64_t num_steps = kPairs ? (num_k + 1) / 2 : num_k;
       for (std::int64_t m0 = 0; m0 < m; m0 += kBlockM) {
         const std::int64_t num_m = smaller(kBlockM, m - m0);
         pack<kTileRows>(a, m0, num_m, k0, num_k, a_packed);
         if (kPairs) pair_panels<kTileRows>(num_m, num_k, a_packed);
-        for (std::int64_t j0 = 0; j0 < num_n; j0 += kPackColumns) {
-          const std::int64_t num_j = smaller(kPackColumns, num_n - j0);
+        for (std::int64_t j0 = 0; j0 < num_n; j0 += pack_columns) {
+          const std::int64_t num_j = smaller(pack_columns, num_n - j0);
           float* panels = b_packed + (m <= kBlockM ? 0 : j0 * num_k);
           if (m0 == 0) {
             pack<kTileColumns>(b_transposed, n0 + j0, num_j, k0, num_k, panels);
@@ -238,6 +170,8 @@ void gemm(std::int64_t m, std::int64_t n, std::int64_t k, const MatrixView& a, c
   if (m <= 0 || n <= 0) return;
   if (k <= 0 || (m <= kFewRows && b.kind != MatrixView::Kind::kNf4)) {
     gemm_few_rows(m, n, k, a, b, c, ldc, accumulate);
+  } else if (has_few_nf4_rows(m, n, k, b)) {
+    gemm_few_nf4_rows(m, n, k, a, b, c, ldc, accumulate);
   } else if (kMultipliesPairs && holds_bfloat16(a) && holds_bfloat16(b)) {
     gemm_packed<kMultipliesPairs>(m, n, k, a, b, c, ldc, accumulate);
   } else {

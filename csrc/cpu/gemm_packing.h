@@ -17,6 +17,7 @@
 #include <cstring>
 
 #include "cpu/kernel_table.h"
+#include "cpu/nf4_block.h"
 #include "cpu/scratch.h"
 #include "cpu/vector.h"
 #include "pyft/nf4_format.h"
@@ -140,14 +141,17 @@ bool pack_nf4_blocks(const MatrixView& view, std::int64_t row0, std::int64_t num
   if (weight.num_columns % kNf4BlockSize) return false;
   if (view.transposed) {
     if (first_row % kNf4BlockSize || num_rows % kNf4BlockSize || kNf4BlockSize % kWidth) return false;
-    for (std::int64_t k = 0; k < num_k; ++k) {
-      nf4_dequantize_runs(weight, first_k + k, first_row, num_rows, view.round_to_bfloat16, kWidth,
-                          kWidth * num_k, out + k * kWidth);
-    }
+    nf4_dequantize_runs(weight, first_k, num_k, first_row, num_rows, view.round_to_bfloat16, kWidth, out);
     return true;
   }
   if (first_k % kNf4BlockSize || num_k % (8 * kLanes) || num_k % kNf4BlockSize) return false;
   for (std::int64_t r0 = 0; r0 < num_rows; r0 += kWidth, out += kWidth * num_k) {
+#ifdef PYFT_NF4_PLANES
+    if (kWidth == 16 && view.round_to_bfloat16) {
+      nf4_dequantize_transposed_bfloat16(weight, first_row + r0, num_rows - r0, first_k, num_k, out);
+      continue;
+    }
+#endif
     for (std::int64_t lane0 = 0; lane0 < kWidth; lane0 += kLanes) {
       const std::int64_t left = num_rows - r0 - lane0;
       nf4_dequantize_transposed(weight, first_row + r0 + lane0, left < 0 ? 0 : smaller(left, kLanes), first_k,

@@ -15,11 +15,12 @@ void nf4_dequantize_floats(const Nf4View& weight, std::int64_t first, std::int64
 
 // For gemm_packing.h only, not in the table. Both want rows that are whole blocks of 64.
 //
-// Row `row` from column0 on, both ends at blocks: `width` values to `out`, the next `width` to
-// out + run_stride, and so on. `width` divides 64.
-void nf4_dequantize_runs(const Nf4View& weight, std::int64_t row, std::int64_t column0,
-                         std::int64_t num_columns, bool round_to_bfloat16, std::int64_t width,
-                         std::int64_t run_stride, float* out);
+// Rows [row0, row0 + num_rows), of each the num_columns from column0 on, both ends at blocks: `width` values
+// of a row, those of the next row behind them, and the rows' next `width` values behind all of these. `width`
+// divides 64.
+void nf4_dequantize_runs(const Nf4View& weight, std::int64_t row0, std::int64_t num_rows,
+                         std::int64_t column0, std::int64_t num_columns, bool round_to_bfloat16,
+                         std::int64_t width, float* out);
 // num_rows <= kLanes rows from row0 on as columns: element (row0 + r, k0 + k) to out[k * width + r], zeros in
 // the other lanes; k0 is a multiple of 64, num_k of 64 and 8 * kLanes. A lane holds eight codes of its row as
 // one word, so that shifting every lane alike and looking it up gives a column: only the words are
@@ -27,6 +28,13 @@ void nf4_dequantize_runs(const Nf4View& weight, std::int64_t row, std::int64_t c
 void nf4_dequantize_transposed(const Nf4View& weight, std::int64_t row0, std::int64_t num_rows,
                                std::int64_t k0, std::int64_t num_k, bool round_to_bfloat16,
                                std::int64_t width, float* out);
+// The same, rounded to bfloat16, 16 columns wide, on processors that look bytes up (nf4_block.h); num_k is a
+// multiple of 64.
+void nf4_dequantize_transposed_bfloat16(const Nf4View& weight, std::int64_t row0, std::int64_t num_rows,
+                                        std::int64_t k0, std::int64_t num_k, float* out);
+// Scales of blocks first_block, first_block + stride, ...
+void nf4_block_scales(const Nf4View& weight, std::int64_t first_block, std::int64_t stride,
+                      std::int64_t num_blocks, float* out);
 
 void dropout_factors(std::uint64_t seed, std::int64_t first_entry, std::int64_t n, std::uint32_t threshold,
                      float keep_scale, float* factors);

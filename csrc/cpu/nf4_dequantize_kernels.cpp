@@ -5,86 +5,20 @@
 #include <cstring>
 
 #include "cpu/kernel_table.h"
+#include "cpu/nf4_block.h"
 #include "cpu/vector.h"
 #include "pyft/nf4_format.h"
 
 namespace pyft::cpu::PYFT_ISA {
 namespace {
 
-// Packing walks down the rows of a weight, a few codes of each: a pattern no prefetcher of the hardware sees.
-constexpr std::int64_t kRowsAhead = 16;
+constexpr std::int64_t kTablesAtOnce = 8;
 
 float block_scale(const Nf4View& weight, std::int64_t block) {
   if (weight.absmax) return weight.absmax[block];
   const float centred =
       kDynamicMap.data[weight.absmax_codes[block]] * weight.nested_absmax[block / kNestedBlockSize];
   return centred + weight.offset;
-}
-
-// The 16 values that codes stand for, in registers: of the codebook, or of one block.
-struct Table {
-  FloatVector parts[16 / kLanes];
-};
-
-Table codebook() {
-  Table table;
-  for (int i = 0; i < 16; i += kLanes) table.parts[i / kLanes] = load(kNf4Codebook + i);
-  return table;
-}
-
-Table block_table(float scale, bool to_bfloat16) {
-  Table table = codebook();
-  for (FloatVector& part : table.parts) {
-    part *= scale;
-    if (to_bfloat16) part = round_to_bfloat16(part);
-  }
-  return table;
-}
-
-// Lane by lane, the entry that the low four bits of `index` name.
-inline FloatVector look_up(const Table& table, IntVector index) {
-#ifdef PYFT_VECTOR_LOOK_UP
-  const FloatVector found = __builtin_shuffle(table.parts[0], index);
-  if constexpr (kLanes == 16) return found;
-  return (index << 28) < 0 ? __builtin_shuffle(table.parts[16 / kLanes - 1], index) : found;
-#else
-  float values[16];
-  std::memcpy(values, table.parts, sizeof values);
-  FloatVector found;
-  for (int lane = 0; lane < kLanes; ++lane) found[lane] = values[index[lane] & 15];
-  return found;
-#endif
-}
-
-// Looks up kLanes codes: every group of eight lanes gets its four bytes as one word, and each lane shifts its
-// code down.
-inline FloatVector look_up_run(const Table& table, const std::uint8_t* codes) {
-  IntVector shifts, in_second_group;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    shifts[lane] = 8 * (lane % 8 / 2) + (lane % 2 ? 0 : 4);
-    in_second_group[lane] = lane < 8 ? 0 : -1;
-  }
-  std::int32_t words[2] = {};
-  std::memcpy(words, codes, kLanes / 2);
-  const IntVector first = IntVector{} + words[0];
-  return look_up(table,
-                 (kLanes == 16 ? (in_second_group ? IntVector{} + words[1] : first) : first) >> shifts);
-}
-
-// A whole block of bfloat16 from a table of such values: a lane takes a byte's two codes, and holds both
-// results as they lie in memory, the even element in its lower half.
-inline void dequantize_whole_block(const Table& table, const std::uint8_t* codes, BFloat16Bits* out) {
-  for (int i = 0; i < kNf4BlockSize / 2; i += kLanes) {
-    const IntVector index = load_wide(codes + i);
-    const BitsVector pairs = reinterpret_cast<BitsVector>(look_up(table, index >> 4)) >> 16 |
-                             reinterpret_cast<BitsVector>(look_up(table, index));
-    std::memcpy(out + 2 * i, &pairs, sizeof pairs);
-  }
-}
-
-inline void dequantize_whole_block(const Table& table, const std::uint8_t* codes, float* out) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kNf4BlockSize; i += kLanes) store(out + i, look_up_run(table, codes + i / 2));
 }
 
 // Flat elements [first, last) of one block.
@@ -100,39 +34,143 @@ void dequantize_in_block(const Table& table, const std::uint8_t* codes, std::int
   for (; first < last; ++first) *out++ = look_up_one(first);
 }
 
-}  // namespace
+template <bool kRounds>
+struct Tables {
+  // Of blocks first_block, first_block + stride, ..., at most kTablesAtOnce.
+  void fill(const Nf4View& weight, std::int64_t first_block, std::int64_t stride, std::int64_t num_blocks) {
+    float scales[kTablesAtOnce];
+    nf4_block_scales(weight, first_block, stride, num_blocks, scales);
+    decoder.fill(scales, num_blocks, of_block);
+  }
 
-void nf4_dequantize_floats(const Nf4View& weight, std::int64_t first, std::int64_t last, bool to_bfloat16,
-                           float* out) {
+  BlockDecoder<kRounds> decoder;
+  BlockTable<kRounds> of_block[kTablesAtOnce];
+};
+
+inline std::int64_t at_most(std::int64_t limit, std::int64_t count) { return count < limit ? count : limit; }
+
+// Whole blocks from flat element `first` on, to float32 or bfloat16; returns how many.
+template <bool kRounds, typename Out>
+std::int64_t dequantize_blocks(const Nf4View& weight, std::int64_t first, std::int64_t last, Out* out) {
+  Tables<kRounds> tables;
+  const std::int64_t num_blocks = (last - first) / kNf4BlockSize;
+  const std::uint8_t* codes = weight.codes + first / 2;
+  for (std::int64_t block0 = 0; block0 < num_blocks; block0 += kTablesAtOnce) {
+    const std::int64_t count = at_most(kTablesAtOnce, num_blocks - block0);
+    tables.fill(weight, first / kNf4BlockSize + block0, 1, count);
+    for (std::int64_t half = 0; half < 2 * count; ++half, codes += kHalfBlock / 2, out += kHalfBlock) {
+      tables.decoder.decode_half(tables.of_block[half / 2], codes, out);
+    }
+  }
+  return num_blocks;
+}
+
+template <bool kRounds>
+void dequantize_floats(const Nf4View& weight, std::int64_t first, std::int64_t last, float* out) {
   while (first < last) {
     const std::int64_t block = first / kNf4BlockSize;
-    const std::int64_t block_end = (block + 1) * kNf4BlockSize;
-    const std::int64_t end = block_end < last ? block_end : last;
-    const Table table = block_table(block_scale(weight, block), to_bfloat16);
-    if (end - first == kNf4BlockSize) {
-      dequantize_whole_block(table, weight.codes + first / 2, out);
-    } else {
-      dequantize_in_block(table, weight.codes, first, end, out);
+    if (first % kNf4BlockSize == 0 && last - first >= kNf4BlockSize) {
+      const std::int64_t done = dequantize_blocks<kRounds>(weight, first, last, out) * kNf4BlockSize;
+      first += done;
+      out += done;
+      continue;
     }
+    const std::int64_t end = at_most(last, (block + 1) * kNf4BlockSize);
+    dequantize_in_block(block_table(block_scale(weight, block), kRounds), weight.codes, first, end, out);
     out += end - first;
     first = end;
   }
 }
 
-void nf4_dequantize_runs(const Nf4View& weight, std::int64_t row, std::int64_t column0,
-                         std::int64_t num_columns, bool to_bfloat16, std::int64_t width,
-                         std::int64_t run_stride, float* out) {
-  const std::int64_t first = row * weight.num_columns + column0;
-  for (std::int64_t i = first; i < first + num_columns; i += kNf4BlockSize) {
-    const Table table = block_table(block_scale(weight, i / kNf4BlockSize), to_bfloat16);
-    const std::uint8_t* codes = weight.codes + i / 2;
-    __builtin_prefetch(codes + kRowsAhead * weight.num_columns / 2);
-    for (std::int64_t run = 0; run < kNf4BlockSize; run += width, out += run_stride) {
-      for (std::int64_t j = 0; j < width; j += kLanes) {
-        store(out + j, look_up_run(table, codes + (run + j) / 2));
+template <bool kRounds, int kRunVectors>
+void dequantize_runs(const Nf4View& weight, std::int64_t row0, std::int64_t num_rows, std::int64_t column0,
+                     std::int64_t num_columns, float* out) {
+  constexpr std::int64_t kWidth = kRunVectors * kLanes;
+  Tables<kRounds> tables;
+  for (std::int64_t first_row = 0; first_row < num_rows; first_row += kTablesAtOnce) {
+    const std::int64_t count = at_most(kTablesAtOnce, num_rows - first_row);
+    float* to = out + first_row * kWidth;
+    for (std::int64_t column = column0; column < column0 + num_columns; column += kNf4BlockSize) {
+      const std::int64_t first = (row0 + first_row) * weight.num_columns + column;
+      tables.fill(weight, first / kNf4BlockSize, weight.num_columns / kNf4BlockSize, count);
+      const std::uint8_t* codes = weight.codes + first / 2;
+      for (std::int64_t r = 0; r < count; ++r, codes += weight.num_columns / 2) {
+        __builtin_prefetch(codes + kRowsAhead * weight.num_columns / 2);
+        float* run = to + r * kWidth;
+        for (int half = 0; half < 2; ++half) {
+          FloatVector values[kHalfVectors];
+          tables.decoder.decode_half(tables.of_block[r], codes + half * kHalfBlock / 2, values);
+#pragma GCC unroll 8
+          for (int v = 0; v < kHalfVectors; ++v) {
+            store(run + v / kRunVectors * num_rows * kWidth + v % kRunVectors * kLanes, values[v]);
+          }
+          run += kHalfVectors / kRunVectors * num_rows * kWidth;
+        }
       }
+      to += kNf4BlockSize * num_rows;
     }
   }
+}
+
+#ifdef PYFT_NF4_PLANES
+
+// Vector v of 16 rows as columns: its elements 0 to 7 are those of k = 0, 2, ... of `out`, 8 to 15 those of
+// k = 32, 34, ... A column holds rows 0 and 8, 1 and 9, ... beside each other, so that shifting up and
+// masking make its two vectors of float32.
+template <int kVectors>
+inline void transpose_values(const __m256i (&rows)[16][kVectors], std::int64_t v, float* out) {
+  constexpr int kOrder[8] = {0, 8, 1, 9, 2, 10, 3, 11};
+  for (int half = 0; half < 2; ++half) {
+    __m256i x[8], y[8];
+    for (int i = 0; i < 8; ++i) {
+      const auto part = [&](int row) {
+        return _mm_load_si128(reinterpret_cast<const __m128i*>(&rows[row][v]) + half);
+      };
+      x[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(part(kOrder[i])), part(kOrder[i] + 4), 1);
+    }
+    for (int i = 0; i < 8; i += 2) {
+      y[i] = _mm256_unpacklo_epi16(x[i], x[i + 1]);
+      y[i + 1] = _mm256_unpackhi_epi16(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      x[i] = _mm256_unpacklo_epi32(y[i], y[i + 2]);
+      x[i + 1] = _mm256_unpackhi_epi32(y[i], y[i + 2]);
+      x[i + 2] = _mm256_unpacklo_epi32(y[i + 1], y[i + 3]);
+      x[i + 3] = _mm256_unpackhi_epi32(y[i + 1], y[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+      y[2 * i] = _mm256_unpacklo_epi64(x[i], x[i + 4]);
+      y[2 * i + 1] = _mm256_unpackhi_epi64(x[i], x[i + 4]);
+    }
+    for (int k = 0; k < 8; ++k) {
+      float* to = out + (32 * half + 2 * k) * 16;
+      const BitsVector bits = reinterpret_cast<BitsVector>(y[k]);
+      store(to, reinterpret_cast<FloatVector>(bits << 16));
+      store(to + kLanes, reinterpret_cast<FloatVector>(bits & 0xffff0000u));
+    }
+  }
+}
+
+#endif
+
+}  // namespace
+
+void nf4_block_scales(const Nf4View& weight, std::int64_t first_block, std::int64_t stride,
+                      std::int64_t num_blocks, float* out) {
+  for (std::int64_t i = 0; i < num_blocks; ++i) out[i] = block_scale(weight, first_block + i * stride);
+}
+
+void nf4_dequantize_floats(const Nf4View& weight, std::int64_t first, std::int64_t last, bool to_bfloat16,
+                           float* out) {
+  (to_bfloat16 ? dequantize_floats<true> : dequantize_floats<false>)(weight, first, last, out);
+}
+
+void nf4_dequantize_runs(const Nf4View& weight, std::int64_t row0, std::int64_t num_rows,
+                         std::int64_t column0, std::int64_t num_columns, bool to_bfloat16, std::int64_t width,
+                         float* out) {
+  const auto run = width == kLanes ? (to_bfloat16 ? dequantize_runs<true, 1> : dequantize_runs<false, 1>)
+                                   : (to_bfloat16 ? dequantize_runs<true, 2> : dequantize_runs<false, 2>);
+  run(weight, row0, num_rows, column0, num_columns, out);
 }
 
 void nf4_dequantize_transposed(const Nf4View& weight, std::int64_t row0, std::int64_t num_rows,
@@ -169,23 +207,50 @@ void nf4_dequantize_transposed(const Nf4View& weight, std::int64_t row0, std::in
   }
 }
 
+#ifdef PYFT_NF4_PLANES
+void nf4_dequantize_transposed_bfloat16(const Nf4View& weight, std::int64_t row0, std::int64_t num_rows,
+                                        std::int64_t k0, std::int64_t num_k, float* out) {
+  // Decoded row by row, so that each row's few cache lines, a power of two apart, are read at once.
+  constexpr int kRows = 16;
+  constexpr std::int64_t kChunk = 4 * kNf4BlockSize;
+  __m256i decoded[kRows][kChunk / 16];
+  Tables<true> tables;
+  for (std::int64_t first = 0; first < num_k; first += kChunk) {
+    const std::int64_t count = at_most(kChunk, num_k - first);
+    for (int r = 0; r < kRows; ++r) {
+      if (r >= num_rows) {
+        std::memset(decoded[r], 0, sizeof decoded[r]);
+        continue;
+      }
+      const std::int64_t start = (row0 + r) * weight.num_columns + k0 + first;
+      const std::uint8_t* codes = weight.codes + start / 2;
+      tables.fill(weight, start / kNf4BlockSize, 1, count / kNf4BlockSize);
+      for (std::int64_t block = 0; block < count / kNf4BlockSize; ++block, codes += kNf4BlockSize / 2) {
+        __builtin_prefetch(codes + kRowsAhead * weight.num_columns / 2);
+        tables.decoder.decode_nibbles(tables.of_block[block], codes, decoded[r] + 4 * block);
+      }
+    }
+    for (std::int64_t block = 0; block < count / 16; block += 4) {
+      for (int v = 0; v < 4; ++v) transpose_values(decoded, block + v, out + (v % 2 * 16 + v / 2) * kRows);
+      out += kNf4BlockSize * kRows;
+    }
+  }
+}
+#endif
+
 void nf4_dequantize(const Nf4View& weight, std::int64_t first, std::int64_t last, DType out_dtype,
                     void* out) {
   if (out_dtype == DType::kFloat32) {
     return nf4_dequantize_floats(weight, first, last, false, static_cast<float*>(out));
   }
   BFloat16Bits* to = static_cast<BFloat16Bits*>(out);
-  for (; first < last; first += kNf4BlockSize, to += kNf4BlockSize) {
-    const Table table = block_table(block_scale(weight, first / kNf4BlockSize), true);
-    const std::uint8_t* codes = weight.codes + first / 2;
-    if (last - first >= kNf4BlockSize) {
-      dequantize_whole_block(table, codes, to);
-      continue;
-    }
-    float values[kNf4BlockSize];
-    dequantize_in_block(table, weight.codes, first, last, values);
-    for (std::int64_t i = 0; i < last - first; ++i) to[i] = float_to_bfloat16(values[i]);
-  }
+  const std::int64_t done = dequantize_blocks<true>(weight, first, last, to) * kNf4BlockSize;
+  first += done;
+  if (first == last) return;
+  float values[kNf4BlockSize];
+  dequantize_in_block(block_table(block_scale(weight, first / kNf4BlockSize), true), weight.codes, first,
+                      last, values);
+  for (std::int64_t i = 0; i < last - first; ++i) to[done + i] = float_to_bfloat16(values[i]);
 }
 
 }  // namespace pyft::cpu::PYFT_ISA

@@ -102,7 +102,8 @@ void check_denormals() {
 void check_all() {
   constexpr std::int64_t kShapes[][3] = {{1, 1, 1},     {1, 64, 64},    {2, 65, 63},    {5, 33, 128},
                                          {9, 31, 1},    {13, 128, 257}, {16, 192, 320}, {24, 64, 512},
-                                         {25, 40, 259}, {133, 96, 130}, {150, 513, 64}};
+                                         {25, 40, 259}, {133, 96, 130}, {150, 513, 64}, {1, 64, 131},
+                                         {2, 192, 65},  {3, 128, 129},  {4, 64, 192}};
   for (const auto& [m, n, k] : kShapes) {
     for (int choice = 0; choice < 16; ++choice) {
       const bool a_transposed = choice & 1, b_transposed = choice & 2, bfloat16 = choice & 4;
