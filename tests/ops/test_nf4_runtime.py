@@ -136,6 +136,48 @@ print(len(os.sched_getaffinity(0)), len(os.sched_getaffinity(int(worker))))
     assert (of_caller, of_worker > 1) == (1, True)
 
 
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc")
+
+
+@needs_proc
+def test_calls_use_as_many_threads_as_torch():
+    code = """
+import os, torch
+from pyft.ops.nf4 import nf4_linear, nf4_quantize
+torch.set_num_threads(1)  # torch starts no threads of its own then
+weight, x, found = nf4_quantize(torch.ones(600, 512)), torch.ones(800, 512), []
+before = len(os.listdir("/proc/self/task"))
+for num_threads in (1, 2, 1, 4, 2):
+    torch.set_num_threads(num_threads)
+    nf4_linear(x, weight)
+    found.append(len(os.listdir("/proc/self/task")) - before)
+print(found)
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    # beside the caller; workers that are not wanted any more sleep
+    assert done.stdout == "[0, 1, 1, 3, 3]\n"
+
+
+@needs_proc
+def test_no_second_openmp_runtime_is_loaded():
+    code = """
+import re, torch
+def runtimes():
+    with open("/proc/self/maps") as maps:
+        return set(re.findall(r"/\\S*/lib[a-z]*omp[^/\\s]*", maps.read()))
+torch.ones(1 << 20).exp()
+before = runtimes()
+import test_nf4_runtime
+test_nf4_runtime.results()
+print(len(before), runtimes() == before)
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    of_torch, unchanged = done.stdout.split()
+    assert (int(of_torch) <= 1, unchanged) == (True, "True")
+
+
 def test_several_python_threads_at_once():
     expected = digest(results())
     with ThreadPoolExecutor(4) as callers:
