@@ -40,6 +40,11 @@ def peft() -> ModuleType | None:
         return None
 
 
+def transformers_loss() -> ModuleType | None:
+    """transformers' own losses (`transformers.loss.loss_utils`), or None where it does not import."""
+    return _import("transformers", "transformers.loss.loss_utils")
+
+
 def liger() -> ModuleType | None:
     """Liger's functions (`liger_kernel.transformers.functional`), or None where it does not import."""
     return _import("liger-kernel", "liger_kernel.transformers.functional")
