@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 import torch
+from timing import OURS
 from torch import Tensor
 
 from pyft.ops.tolerance import find_mismatch
@@ -58,22 +59,26 @@ def masked_targets(num_rows: float, vocabulary: float, counted: float, device: s
 
 
 def with_gradients(
-    forward: Callable[..., Tensor], inputs: dict[str, Tensor], grad_output: Tensor | None = None
+    forward: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: dict[str, Tensor],
+    grad_output: Tensor | tuple[Tensor, ...] | None = None,
 ) -> Results:
     """Run forward, and backward to every input that wants a gradient.
 
     Args:
         forward: takes the inputs by position.
         inputs: name -> tensor.
-        grad_output: gradient of the result; None for a scalar.
+        grad_output: gradient of the result, or of each tensor of it; None for a scalar.
 
     Returns:
-        `value`, and `d<name>` for each gradient.
+        `value`, or `value0` and so on, and `d<name>` for each gradient.
     """
     value = forward(*inputs.values())
     wanted = {name: tensor for name, tensor in inputs.items() if tensor.requires_grad}
     gradients = torch.autograd.grad(value, list(wanted.values()), grad_output)
-    return {"value": value.detach()} | {f"d{n}": g for n, g in zip(wanted, gradients, strict=True)}
+    values = {f"value{i}": v for i, v in enumerate(value)} if isinstance(value, tuple) else {"value": value}
+    found = {f"d{name}": gradient for name, gradient in zip(wanted, gradients, strict=True)}
+    return {name: v.detach() for name, v in values.items()} | found
 
 
 def same_as(compute: Callable[[torch.dtype], Results], dtype: str) -> Callable[[Results], str | None]:
@@ -110,3 +115,44 @@ def same_as(compute: Callable[[torch.dtype], Results], dtype: str) -> Callable[[
 def as_dtype(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """The same inputs as fresh leaves of another dtype."""
     return {name: t.detach().to(dtype).requires_grad_(t.requires_grad) for name, t in inputs.items()}
+
+
+def ours_and_peers(
+    exact: Callable,
+    usual: Callable,
+    inputs: dict[str, Tensor],
+    grad_output: Tensor | tuple[Tensor, ...],
+) -> Callable[[str, Results], str | None]:
+    """A check where the usual way to compute it rounds more often than pyft does.
+
+    Args:
+        exact: the operation in plain torch, as exact as the dtype of its inputs; ours is held to it.
+        usual: what models compute in plain torch; peers may have twice its error in the inputs' dtype.
+        inputs: name -> tensor.
+        grad_output: of the result.
+
+    Returns:
+        The check: contender, results -> None, or the first mismatch.
+    """
+    dtype = next(iter(inputs.values())).dtype
+
+    def compute(function: Callable, wide: torch.dtype) -> Results:
+        alone = isinstance(grad_output, Tensor)
+        weights = grad_output.to(wide) if alone else tuple(grad.to(wide) for grad in grad_output)
+        return with_gradients(function, as_dtype(inputs, wide), weights)
+
+    ours = same_as(functools.partial(compute, exact), str(dtype).removeprefix("torch."))
+
+    @functools.cache
+    def expected() -> tuple[Results, Results]:
+        return compute(exact, torch.float64), compute(usual, dtype)
+
+    def check(name: str, results: Results) -> str | None:
+        if name == OURS:
+            return ours(results)
+        for key, result in results.items():
+            if mismatch := find_mismatch(result, *(part[key] for part in expected())):
+                return f"{key}: {mismatch}"
+        return None
+
+    return check

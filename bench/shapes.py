@@ -51,6 +51,9 @@ SHAPES: dict[str, list[Shape]] = {
         {"T": 512, "K": QWEN_0_5B.hidden, "V": QWEN_0_5B.vocabulary, "counted": share}
         for share in (1.0, 0.5, 0.25)
     ],
+    "rms_norm": [{"T": 512, "K": QWEN_0_5B.hidden}],
+    "swiglu": [{"T": 512, "K": QWEN_0_5B.intermediate}],
+    "rotary": [{"T": 512, "heads": 14, "kv_heads": 2, "head_dim": 64}],
     "qlora_step": [
         {
             "T": 512,
@@ -81,6 +84,7 @@ def _layer(model: ModelSizes, tokens: int, heads: int, kv_heads: int) -> Shape:
 _GATE, _QUERY, _DOWN, _WQKV = (14336, 4096), (4096, 4096), (3584, 18944), (6144, 4096)
 _CORE_LINEARS = _cuda_linears((_GATE, _QUERY), (1, 16, 64, 128, 512, 2048))
 _LLAMA_LOSS = {"T": 2048, "K": LLAMA_3_8B.hidden, "V": LLAMA_3_8B.vocabulary, "counted": 0.5}
+_LLAMA_HEADS = {"T": 2048, "heads": 32, "kv_heads": 8, "head_dim": 128}
 _SMALL_STEP = {
     "T": 2048,
     "layers": 24,
@@ -100,6 +104,9 @@ CORE_SHAPES: dict[str, list[Shape]] = {
     "lora_linear": [{**shape, "R": 16} for shape in _cuda_linears((_GATE,), (16, 2048))],
     "cross_entropy": [{"T": 2048, "V": LLAMA_3_8B.vocabulary, "counted": 0.5}],
     "linear_cross_entropy": [_LLAMA_LOSS],
+    "rms_norm": [{"T": 2048, "K": LLAMA_3_8B.hidden}],
+    "swiglu": [{"T": 2048, "K": LLAMA_3_8B.intermediate}],
+    "rotary": [_LLAMA_HEADS],
     "qlora_layer": [_layer(LLAMA_3_8B, 2048, 32, 8)],
     "qlora_step": [_SMALL_STEP],
 }
@@ -127,6 +134,13 @@ CUDA_SHAPES: dict[str, list[Shape]] = {
         for model in (LLAMA_3_8B, QWEN_7B, INTERNLM2_7B)
         for tokens, share in ((2048, 1.0), (8192, 0.5))
     ],
+    "rms_norm": [{"T": t, "K": m.hidden} for m in (QWEN_0_5B, LLAMA_3_8B, QWEN_7B) for t in (2048, 8192)],
+    "swiglu": [{"T": t, "K": m.intermediate} for m in (QWEN_0_5B, LLAMA_3_8B, QWEN_7B) for t in (2048, 8192)],
+    "rotary": [
+        {**_LLAMA_HEADS, "T": tokens, "heads": heads, "kv_heads": kv_heads}
+        for heads, kv_heads in ((32, 8), (28, 4))
+        for tokens in (2048, 8192)
+    ],
     "qlora_layer": [
         _layer(model, tokens, heads, kv_heads)
         for model, heads, kv_heads in ((LLAMA_3_8B, 32, 8), (QWEN_7B, 28, 4), (INTERNLM2_7B, 32, 8))
@@ -143,6 +157,9 @@ SMOKE_SHAPES: dict[str, list[Shape]] = {
     "lora_linear": [{"T": 5, "N": 48, "K": 80, "R": 4}],
     "cross_entropy": [{"T": 9, "V": 101, "counted": 0.5}],
     "linear_cross_entropy": [{"T": 9, "K": 24, "V": 101, "counted": 0.5}],
+    "rms_norm": [{"T": 9, "K": 40}],
+    "swiglu": [{"T": 9, "K": 40}],
+    "rotary": [{"T": 9, "heads": 4, "kv_heads": 2, "head_dim": 16}],
     "qlora_step": [
         {
             "T": 24,
