@@ -21,13 +21,16 @@ static inline FloatVector load(const BFloat16Bits* from) {
 
 // Rounds like float_to_bfloat16. Intrinsics, because GCC takes its own __builtin_convertvector apart.
 static inline void store(BFloat16Bits* to, FloatVector values) {
-  const BitsVector bits = reinterpret_cast<BitsVector>(round_to_bfloat16(values)) >> 16;
+  const BitsVector wide = reinterpret_cast<BitsVector>(values);
+  const BitsVector rounded = wide + 0x7fffu + ((wide >> 16) & 1u), quiet = wide | 0x00400000u;
+  const BitsVector bits = (values == values ? rounded : quiet) >> 16;
 #if defined(__AVX512F__) && PYFT_VECTOR_BYTES == 64
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
                       _mm512_maskz_cvtepi32_epi16(0xffff, reinterpret_cast<__m512i>(bits)));
 #elif defined(__AVX2__) && PYFT_VECTOR_BYTES == 32
-  const __m256i wide = reinterpret_cast<__m256i>(bits);
-  const __m256i halves = _mm256_permute4x64_epi64(_mm256_packus_epi32(wide, wide), 0x08);
+  const __m256i packed =
+      _mm256_packus_epi32(reinterpret_cast<__m256i>(bits), reinterpret_cast<__m256i>(bits));
+  const __m256i halves = _mm256_permute4x64_epi64(packed, 0x08);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(halves));
 #else
   BFloat16Bits narrow[kLanes];
@@ -82,22 +85,39 @@ static inline void for_each_vector(std::int64_t n, const Body& body) {
   if (i < n) body(i, Part{n - i});
 }
 
-// exp(x) for x <= 0, or NaN: relative error below 1.2e-7, exactly 0 below -87, NaN for NaN.
-// x = n ln 2 + r with |r| <= ln 2 / 2; exp(r) by a polynomial (Cephes' expf), 2^n by the exponent's bits.
-static inline FloatVector exp_nonpositive(FloatVector x) {
+// x within [-most, most]; NaN stays. Intrinsics, because GCC compares and blends.
+static inline FloatVector hold_within(FloatVector x, float most) {
+  const FloatVector high = FloatVector{} + most, low = -high;
+#if defined(__AVX512F__) && PYFT_VECTOR_BYTES == 64
+  return _mm512_maskz_max_ps(0xffff, low, _mm512_maskz_min_ps(0xffff, high, x));
+#elif defined(__AVX2__) && PYFT_VECTOR_BYTES == 32
+  return _mm256_max_ps(low, _mm256_min_ps(high, x));
+#else
+  const FloatVector held = x > high ? high : x;
+  return held < low ? low : held;
+#endif
+}
+
+// exp(x) for |x| <= 87, or NaN: relative error below 1.2e-7, NaN for NaN, anything for other x.
+// x = n ln 2 + r with |r| <= ln 2 / 2; exp(r) by a polynomial (Cephes' expf), 2^n by the exponent's bits. The
+// polynomial's halves are computed side by side: a chain of products would wait for each.
+static inline FloatVector exp_in_range(FloatVector x) {
   constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const FloatVector shifted = x * 1.44269504088896341f + kRounder;
   const FloatVector n = shifted - kRounder;
   const FloatVector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  FloatVector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const FloatVector exp_r = (p * r) * r + r + 1.0f;
+  const FloatVector square = r * r;
+  const FloatVector high =
+      (r * 1.9875691500e-4f + 1.3981999507e-3f) * square + (r * 8.3334519073e-3f + 4.1665795894e-2f);
+  const FloatVector p = high * square + (r * 1.6666665459e-1f + 5.0000001201e-1f);
+  const FloatVector exp_r = p * square + (r + 1.0f);
   const IntVector exponent = reinterpret_cast<IntVector>(shifted) << 23;  // n sits in the low bits
-  const FloatVector power = reinterpret_cast<FloatVector>(exponent + 0x3f800000);
-  return select(x < -87.0f, FloatVector{}, exp_r * power);
+  return exp_r * reinterpret_cast<FloatVector>(exponent + 0x3f800000);
+}
+
+// exp(x) for x <= 0, or NaN: relative error below 1.2e-7, exactly 0 below -87, NaN for NaN.
+static inline FloatVector exp_nonpositive(FloatVector x) {
+  return select(x < -87.0f, FloatVector{}, exp_in_range(x));
 }
 
 }  // namespace pyft::cpu::PYFT_ISA

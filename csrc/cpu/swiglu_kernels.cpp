@@ -3,23 +3,23 @@
 //     s = 1 / (1 + exp(-a))       y  = a s u
 //     dA = dY u s (1 + a (1 - s))       dU = dY a s
 //
-// With e = exp(-|a|), s and 1 - s are 1 / (1 + e) and e / (1 + e), or the other way round: neither overflows
-// nor cancels. A vector is read whole before it is written, so outputs may be inputs.
+// With e = exp(-a), s is 1 / (1 + e) and 1 - s is e s: nothing cancels, and for a held within [-87, 87]
+// nothing overflows; below, s is 0. A vector is read whole before it is written, so outputs may be inputs.
 #include "cpu/kernel_table.h"
 #include "cpu/rows.h"
 
 namespace pyft::cpu::PYFT_ISA {
 namespace {
 
+constexpr float kLimit = 87.0f;
+
 struct Sigmoid {
   FloatVector value, complement;
 };
 
 inline Sigmoid sigmoid(FloatVector a) {
-  const IntVector negative = a < 0.0f;
-  const FloatVector e = exp_nonpositive(select(negative, a, -a));
-  const FloatVector large = 1.0f / (1.0f + e), small = e * large;
-  return {select(negative, small, large), select(negative, large, small)};
+  const FloatVector e = exp_in_range(-hold_within(a, kLimit)), s = 1.0f / (1.0f + e);
+  return {select(a < -kLimit, FloatVector{}, s), e * s};
 }
 
 template <typename T>
