@@ -1,0 +1,49 @@
+"""QLoRA steps of a whole model as on a GPU, beside the same steps on the CPU's kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import pack, random_samples, saved_model
+
+from pyft.assemble import build_objective
+from pyft.model.adapters import attach_adapters, trainable_state
+from pyft.model.load import enable_gradient_checkpointing, load_model
+from pyft.trainer.optim import Optimizer
+from pyft.trainer.settings import TrainSettings
+
+SETTINGS = TrainSettings(learning_rate=1e-2, max_grad_norm=1.0)
+DTYPES = {"float32": (torch.float32, 1e-4), "bfloat16": (torch.bfloat16, 2e-2)}
+
+
+def train(folder, dtype):
+    """Three steps with dropout: the losses, and the adapters afterwards."""
+    torch.manual_seed(0)
+    model = load_model(folder, dtype=dtype, quantization="nf4")
+    attach_adapters(model, r=4, lora_alpha=8, lora_dropout=0.1, seed=0)
+    enable_gradient_checkpointing(model.train())
+    objective, optimizer = build_objective(model), Optimizer(model, SETTINGS)
+    losses = []
+    for seed in range(3):
+        loss, num_targets = objective(pack(random_samples([17, 6], seed=seed)))
+        (loss / num_targets).backward()
+        optimizer.step(SETTINGS.learning_rate, optimizer.gradient_norm(), SETTINGS.max_grad_norm)
+        losses.append(loss.item() / num_targets)
+    return torch.tensor(losses), trainable_state(model)
+
+
+@pytest.fixture(scope="module", params=DTYPES)
+def on_the_cpu(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    dtype, tolerance = DTYPES[request.param]
+    saved_model(folder, "llama")
+    return folder, dtype, tolerance, train(folder, dtype)
+
+
+def test_steps_are_those_of_the_cpu(on_the_cpu, emulated_ops):
+    folder, dtype, tolerance, (losses, adapters) = on_the_cpu
+    found, trained = train(folder, dtype)
+    torch.testing.assert_close(found, losses, rtol=tolerance / 4, atol=0)
+    for name, expected in adapters.items():
+        difference = (trained[name] - expected).norm() / expected.norm()
+        assert difference < tolerance, name
