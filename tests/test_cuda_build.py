@@ -44,4 +44,4 @@ def test_every_architecture(source, tmp_path):
             f"{name} sm_{match['architecture']}: {match['registers']} registers, {shared} bytes of shared "
             f"memory, {spilled[0]} bytes of spill stores, {spilled[1]} of loads"
         )
-        assert "linear" not in name or spilled == (0, 0), name
+        assert not ("linear" in name or "lora" in name) or spilled == (0, 0), name

@@ -20,4 +20,10 @@ void swiglu(const SwigluArgs& args, std::uintptr_t stream);
 void swiglu_backward(const SwigluBackwardArgs& args, std::uintptr_t stream);
 void rotary(const RotaryArgs& args, std::uintptr_t stream);
 
+void lora_project(const LoraProjectArgs& args, std::uintptr_t stream);
+void lora_expand(const LoraExpandArgs& args, std::uintptr_t stream);
+void lora_expand_backward(const LoraExpandBackwardArgs& args, std::uintptr_t stream);
+void lora_grad(const LoraGradArgs& args, std::uintptr_t stream);
+void lora_grad_A(const LoraGradAArgs& args, std::uintptr_t stream);
+
 }  // namespace pyft::cuda

@@ -49,4 +49,75 @@ struct LoraLinearBackwardArgs {
 // With dS = scaling * dY B:  dX = dY W + drop'(dS A),  dA = dS^T drop(x),  dB = dY^T projected.
 void lora_linear_backward(const LoraLinearBackwardArgs& args, const ExecutionContext& context);
 
+// ---- CUDA: the kernels that pyft/ops/cuda/lora.py puts around a product with the base ---------------------
+
+// What lora_linear checks of its arguments; `projected` and `y` are not looked at.
+void check_lora_linear(const LoraLinearArgs& args);
+
+// How the kernels cut their sums, over a matrix [T, W] beside rank R. Depends on the shape alone, and so do
+// the bits. Parts of a sum that are more than one are kept in a workspace, then added in order.
+struct LoraPlan {
+  std::int64_t project_parts;  // of the sum over W in lora_project
+  std::int64_t row_parts;      // of that in lora_grad, together with the next
+  std::int64_t column_parts;   // of the sums over T in lora_grad and lora_grad_A
+};
+constexpr std::int64_t kLoraTileTokens = 64, kLoraTileColumns = 128;
+// Of lora_grad's and lora_grad_A's blocks; what fits beside ranks of at most 32, and beside 64.
+constexpr std::int64_t lora_panel_columns(std::int64_t rank) { return rank <= 32 ? 256 : 128; }
+LoraPlan plan_lora(std::int64_t num_tokens, std::int64_t num_columns, std::int64_t rank);
+
+struct LoraProjectArgs {
+  TensorRef x;          // float32 or bfloat16 [T, K], contiguous
+  TensorRef lora_A;     // float32 [R, K], contiguous
+  TensorRef projected;  // out: float32 [T, R], contiguous
+  TensorRef workspace;  // float32 [P, T, R], the sum is then taken in P parts at the same time; or None
+  double scaling;
+  Dropout dropout;
+};
+// S = scaling * drop(x) A^T.
+void lora_project(const LoraProjectArgs& args, const ExecutionContext& context);
+
+struct LoraExpandArgs {
+  TensorRef projected;  // float32 [T, R], contiguous
+  TensorRef lora_B;     // float32 [N, R], contiguous
+  TensorRef bias;       // y's dtype [N], or None
+  TensorRef y;          // out, or in and out: float32 or bfloat16 [T, N], contiguous
+  bool accumulate;      // add to y
+};
+// y = [y +] S B^T + bias.
+void lora_expand(const LoraExpandArgs& args, const ExecutionContext& context);
+
+struct LoraExpandBackwardArgs {
+  TensorRef grad_projected;  // float32 [T, R], contiguous
+  TensorRef lora_A;          // float32 [R, K], contiguous
+  TensorRef grad_x;          // out, or in and out: float32 or bfloat16 [T, K], contiguous
+  bool accumulate;           // add to grad_x
+  Dropout dropout;
+};
+// dX = [dX +] drop'(dS A).
+void lora_expand_backward(const LoraExpandBackwardArgs& args, const ExecutionContext& context);
+
+struct LoraGradArgs {
+  TensorRef grad_y;          // float32 or bfloat16 [T, N], contiguous
+  TensorRef lora_B;          // float32 [N, R], contiguous
+  TensorRef projected;       // float32 [T, R], contiguous; None where grad_B is
+  TensorRef grad_projected;  // out: float32 [T, R], contiguous, or None
+  TensorRef grad_B;          // out: float32 [N, R], contiguous, or None
+  TensorRef row_workspace;   // float32 [P, T, R], or None for P = 1; beside grad_B P is row_parts of the plan
+  TensorRef column_workspace;  // float32 [P, N, R], the sum over T is then taken in P parts; or None
+  double scaling;
+};
+// dS = scaling * dY B and dB = dY^T S, in one pass over dY.
+void lora_grad(const LoraGradArgs& args, const ExecutionContext& context);
+
+struct LoraGradAArgs {
+  TensorRef x;               // float32 or bfloat16 [T, K], contiguous
+  TensorRef grad_projected;  // float32 [T, R], contiguous
+  TensorRef grad_A;          // out: float32 [R, K], contiguous
+  TensorRef workspace;       // float32 [P, R, K], the sum over T is then taken in P parts; or None
+  Dropout dropout;
+};
+// dA = dS^T drop(x).
+void lora_grad_A(const LoraGradAArgs& args, const ExecutionContext& context);
+
 }  // namespace pyft
