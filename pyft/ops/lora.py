@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 
 from pyft.ops.arguments import matrix, nf4_parts
+from pyft.ops.cuda.lora import ON_CUDA
 from pyft.ops.dropout import draw_seed
 from pyft.ops.native import C, execution
 from pyft.ops.nf4 import NF4Weight
@@ -224,7 +225,7 @@ for _name, _run, _fake in (
     ("lora_linear_backward", _linear_backward, _empty_gradients),
 ):
     _library.impl(_name, _run, "CPU")
-    _library.impl(_name, _run, "CUDA")
+    _library.impl(_name, ON_CUDA.get(_name, _run), "CUDA")
     register_fake(f"pyft::{_name}", _fake, lib=_library)
 register_autograd("pyft::lora_linear_node", _gradients, setup_context=_keep, lib=_library)
 register_autograd("pyft::lora_linear", _hand_on, setup_context=_keep_nothing, lib=_library)
