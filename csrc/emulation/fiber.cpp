@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "pyft/error.h"
 
@@ -85,6 +86,31 @@ namespace {
 constexpr std::size_t kStackBytes = 64 << 10;
 constexpr std::size_t kGuardBytes = 4 << 10;  // below it: running over a stack's end is a fault, not a riddle
 
+// Stacks that fibers have left, for the next ones: a kernel has hundreds of fibers, a test many kernels.
+class FreeStacks {
+ public:
+  ~FreeStacks() {
+    for (char* stack : stacks_) munmap(stack - kGuardBytes, kGuardBytes + kStackBytes);
+  }
+  char* take() {
+    if (!stacks_.empty()) {
+      char* const stack = stacks_.back();
+      stacks_.pop_back();
+      return stack;
+    }
+    void* const memory = mmap(nullptr, kGuardBytes + kStackBytes, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) fail(ErrorKind::kRuntime, "emulation: no memory for a thread's stack");
+    mprotect(memory, kGuardBytes, PROT_NONE);
+    return static_cast<char*>(memory) + kGuardBytes;
+  }
+  void give(char* stack) { stacks_.push_back(stack); }
+
+ private:
+  std::vector<char*> stacks_;
+};
+thread_local FreeStacks free_stacks;
+
 thread_local Fiber* running = nullptr;  // the one that was switched to last
 thread_local Fiber* previous = nullptr;
 
@@ -100,17 +126,11 @@ void Fiber::forget_frames() {
 Fiber::~Fiber() {
   if (!stack_) return;
   forget_frames();
-  munmap(stack_ - kGuardBytes, kGuardBytes + kStackBytes);
+  free_stacks.give(stack_);
 }
 
 void Fiber::begin(void (*entry)(void*), void* argument) {
-  if (!stack_) {
-    void* const memory = mmap(nullptr, kGuardBytes + kStackBytes, PROT_READ | PROT_WRITE,
-                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) fail(ErrorKind::kRuntime, "emulation: no memory for a thread's stack");
-    mprotect(memory, kGuardBytes, PROT_NONE);
-    stack_ = static_cast<char*>(memory) + kGuardBytes;
-  }
+  if (!stack_) stack_ = free_stacks.take();
   forget_frames();
   entry_ = entry;
   argument_ = argument;
