@@ -4,6 +4,7 @@
 #include "bindings/bind.h"
 #include "bindings/tensor_caster.h"
 #include "pyft/nf4_format.h"
+#include "pyft/nf4_small.h"
 
 namespace py = pybind11;
 
@@ -22,6 +23,21 @@ Nf4Tensors nf4_argument(const py::tuple& parts) {
   weight.num_columns = shape.second;
   return weight;
 }
+
+namespace {
+
+py::dict choose_small(bool is_backward, std::int64_t num_tokens, std::int64_t num_rows,
+                      std::int64_t num_columns, int num_multiprocessors) {
+  const Nf4SmallConfig config =
+      choose_nf4_small({is_backward, num_tokens, num_rows, num_columns}, num_multiprocessors);
+  return py::dict(py::arg("token_tiles") = config.token_tiles, py::arg("tile") = config.tile,
+                  py::arg("step") = config.step, py::arg("num_stages") = config.num_stages,
+                  py::arg("shared_bytes") = config.shared_bytes, py::arg("num_tiles") = config.num_tiles,
+                  py::arg("num_steps") = config.num_steps, py::arg("num_blocks") = config.num_blocks,
+                  py::arg("workspace_floats") = config.workspace_floats);
+}
+
+}  // namespace
 
 void bind_nf4(py::module_& module) {
   module.attr("nf4_block_size") = kNf4BlockSize;
@@ -59,26 +75,38 @@ void bind_nf4(py::module_& module) {
       },
       py::kw_only(), py::arg("weight"), py::arg("out"), py::arg("first_row") = 0, py::arg("first_column") = 0,
       py::arg("num_threads"), py::arg("stream"));
+  module.def("choose_nf4_small", choose_small, py::kw_only(), py::arg("is_backward"), py::arg("num_tokens"),
+             py::arg("num_rows"), py::arg("num_columns"), py::arg("num_multiprocessors"),
+             "How CUDA cuts up a product with few tokens, as a dict.");
   module.def(
       "nf4_linear",
-      [](py::handle x, const py::tuple& weight, py::handle bias, py::handle y, py::handle workspace,
-         int num_threads, std::uintptr_t stream) {
-        const Nf4LinearArgs args{tensor_argument(x, "x"), nf4_argument(weight), tensor_argument(bias, "bias"),
-                                 tensor_argument(y, "y"), tensor_argument(workspace, "workspace")};
+      [](py::handle x, const py::tuple& weight, py::handle bias, py::handle y, py::handle projected,
+         py::handle lora_B, int num_blocks, py::handle workspace, int num_threads, std::uintptr_t stream) {
+        const Nf4LinearArgs args{tensor_argument(x, "x"),
+                                 nf4_argument(weight),
+                                 tensor_argument(bias, "bias"),
+                                 tensor_argument(y, "y"),
+                                 {tensor_argument(projected, "projected"), tensor_argument(lora_B, "lora_B")},
+                                 {num_blocks, tensor_argument(workspace, "workspace")}};
         run(nf4_linear, args, num_threads, stream);
       },
       py::kw_only(), py::arg("x"), py::arg("weight"), py::arg("bias").none(true), py::arg("y"),
+      py::arg("projected") = py::none(), py::arg("lora_B") = py::none(), py::arg("num_blocks") = 0,
       py::arg("workspace") = py::none(), py::arg("num_threads"), py::arg("stream"));
   module.def(
       "nf4_linear_backward",
-      [](py::handle grad_y, const py::tuple& weight, py::handle grad_x, py::handle workspace, int num_threads,
-         std::uintptr_t stream) {
-        const Nf4LinearBackwardArgs args{tensor_argument(grad_y, "grad_y"), nf4_argument(weight),
-                                         tensor_argument(grad_x, "grad_x"),
-                                         tensor_argument(workspace, "workspace")};
+      [](py::handle grad_y, const py::tuple& weight, py::handle grad_x, py::handle grad_projected,
+         py::handle lora_A, int num_blocks, py::handle workspace, int num_threads, std::uintptr_t stream) {
+        const Nf4LinearBackwardArgs args{
+            tensor_argument(grad_y, "grad_y"),
+            nf4_argument(weight),
+            tensor_argument(grad_x, "grad_x"),
+            {tensor_argument(grad_projected, "grad_projected"), tensor_argument(lora_A, "lora_A")},
+            {num_blocks, tensor_argument(workspace, "workspace")}};
         run(nf4_linear_backward, args, num_threads, stream);
       },
       py::kw_only(), py::arg("grad_y"), py::arg("weight"), py::arg("grad_x"),
+      py::arg("grad_projected") = py::none(), py::arg("lora_A") = py::none(), py::arg("num_blocks") = 0,
       py::arg("workspace") = py::none(), py::arg("num_threads"), py::arg("stream"));
 }
 

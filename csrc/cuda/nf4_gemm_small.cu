@@ -1,290 +1,293 @@
 // nf4_linear and its gradient to x for few tokens, T <= 64, in bfloat16: W is read once, as codes, and
 // dequantised in registers into the 16-row operand of mma.sync, so that tokens are padded to 8 only.
 //
-//     forward    y^T  [N, T] = W   [N, K] x^T  [K, T]          A = 16 rows of W,       summed over K
-//     backward   dX^T [K, T] = W^T [K, N] dY^T [N, T]          A = 64 columns of W,    summed over N
+//     forward    y^T  [N, T] = W   [N, K] x^T  [K, T]          A = rows of W,       summed over K
+//     backward   dX^T [K, T] = W^T [K, N] dY^T [N, T]          A = columns of W,    summed over N
 //
-// A block owns one tile of the output: 16 features (forward) or 64 columns (backward) by all tokens. Its 8
-// warps take steps of the sum in turn; their sums meet in shared memory and are added in order of the warps.
-// Where the tiles are too few for the GPU, gridDim.y blocks share the steps of a tile and leave partial sums,
-// which nf4_sum_splits_kernel adds in order: no atomics, the same bits every time.
+// Blocks have contiguous ranges of units, each a step of the sum of one tile of the output (nf4_small.h draws
+// them); where a tile is shared, nf4_small_sums_kernel adds the parts in order: no atomics, the same bits
+// every time. A unit is 8192 weights, of which each of the 8 warps takes 32 rows by 64 columns:
+//
+//     forward    128 x 128   group = warp % 4: which 32 rows       half = warp / 4: which half of the columns
+//     backward    64 x 256   group = warp % 4: which 64 columns    half = warp / 4: which half of the rows
+//
+// Units pass through a ring of stages in shared memory: codes, each thread's absmax, and x or dY. A thread
+// copies into a stage when all warps have read what it held (`empty`), and a warp reads when the copies of
+// all threads have come (`full`), so warps may run apart by as much as the ring holds.
 //
 // The order of the summed index within a step is free as long as A and B agree, so it is chosen such that a
-// lane (g = lane / 4, t = lane % 4) loads whole words:
+// lane (g = lane / 4, t = lane % 4) reads whole words:
 //
-//     forward, a step of 64 k   A: rows g, g+8: 8 bytes of codes each, k = 16t .. 16t+15
-//                               B: token g:     32 bytes of x, the same k
-//     backward, a step of 16 n  A: rows n = 4t .. 4t+3: 4 bytes of codes each, k = 8g .. 8g+7; in tile j of
-//     four,
-//                                  mma row g is k = 8g + 2j and row g+8 is k = 8g + 2j + 1: one byte of codes
-//                               B: token g:     8 bytes of dY, the same n
+//     forward    A: rows g, g+8, g+16, g+24: 8 bytes of codes each, k = 16t .. 16t+15       B: the same k of
+//     x backward   A: rows n = 8t .. 8t+7: 4 bytes of codes each, columns 8g .. 8g+7          B: the same n
+//     of dY
+//                   in tile j of four, mma row g is column 8g + 2j and row g+8 is column 8g + 2j + 1
 //
-// A lane looks codes up in its own bank: table[code][lane], 2 KB. Values are rounded once to bfloat16, as
-// bitsandbytes does. Shared memory: 8 warps x tile x 8 kTiles floats, at most 32 KB forward and, in two
-// rounds, backward. Assumed, and checked by check_small: K % 64 == 0, N % 4 == 0, aligned pointers.
-#include "cuda/device/memory.h"
-#include "cuda/device/mma.h"
-#include "cuda/device/nf4.h"
+// Sixteen-byte pieces of a stage are swapped about by the row they belong to, such that the lanes that read
+// together read from different banks. A byte of codes is looked up as a pair of floats, table[byte][lane %
+// 16]. Values are rounded once to bfloat16, as bitsandbytes does. Assumed, and checked by check_small:
+// bfloat16, K % 64 == 0, backward N % 8 == 0, aligned pointers.
+#include "cuda/device/nf4_small.h"
+#include "cuda/device/nf4_small_finish.h"
+#include "cuda/nf4_small_arguments.h"
 #include "cuda/operations.h"
 
 namespace pyft::cuda {
 namespace {
 
-constexpr int kMostTokens = 64;
-constexpr int kWarps = 8;
-constexpr int kThreads = kWarps * 32;
-constexpr int kForwardRows = 16;
-constexpr int kForwardStep = 64;
-constexpr int kBackwardColumns = 64;
-constexpr int kBackwardStep = 16;
+// ---- one unit: 32 rows by 64 columns of W a warp
+// -----------------------------------------------------------
 
-// What both directions are given. `in` is [T, inner], `out` [T, outer]; partials [gridDim.y, T, outer] or
-// null.
-struct SmallGemm {
-  Nf4Source weight;
-  const __nv_bfloat16* in;
-  const __nv_bfloat16* bias;  // [outer], or null
-  __nv_bfloat16* out;
-  float* partials;
-  std::int64_t num_tokens, outer, inner;
-};
-
-struct LookUp {
-  const float* table;  // of this lane: entry of a code at [32 * code]
-  float absmax;
-
-  // Nibble `index` of a word of codes as it lies in memory: even elements are the high ones.
-  __device__ __forceinline__ float operator()(std::uint32_t word, int index) const {
-    const std::uint32_t code = word >> (8 * (index / 2) + (index % 2 ? 0 : 4)) & 15u;
-    return __fmul_rn(table[32 * code], absmax);
-  }
-};
-
-__device__ __forceinline__ void fill_table(float* table, const Nf4Codebook& codebook) {
-  for (int i = static_cast<int>(threadIdx.x); i < 16 * 32; i += kThreads) table[i] = codebook.data[i / 32];
-}
-
-__device__ __forceinline__ void fill_map(float* map, const DynamicMap& from) {
-  map[threadIdx.x] = from.data[threadIdx.x];
-}
-
-// Element (row of the tile, token) of a tile: the sum over the warps, in their order.
-__device__ __forceinline__ void finish(const SmallGemm& gemm, const float* sums, int tile_rows,
-                                       int num_tokens, std::int64_t first_row, std::int64_t first_token) {
-  for (int i = static_cast<int>(threadIdx.x); i < tile_rows * num_tokens; i += kThreads) {
-    const std::int64_t row = first_row + i % tile_rows, token = first_token + i / tile_rows;
-    if (row >= gemm.outer || token >= gemm.num_tokens) continue;
-    float sum = 0.0f;
-    for (int warp = 0; warp < kWarps; ++warp) sum += sums[warp * tile_rows * num_tokens + i];
-    if (gemm.partials) {
-      gemm.partials[(blockIdx.y * gemm.num_tokens + token) * gemm.outer + row] = sum;
-    } else {
-      if (gemm.bias) sum += to_float(gemm.bias[row]);
-      gemm.out[token * gemm.outer + row] = __float2bfloat16_rn(sum);
-    }
-  }
-}
-
-// Steps are dealt in turn to the warps of the blocks that share a tile.
-__device__ __forceinline__ std::int64_t first_step() { return blockIdx.y * kWarps + threadIdx.x / 32; }
-__device__ __forceinline__ std::int64_t step_stride() {
-  return static_cast<std::int64_t>(gridDim.y) * kWarps;
-}
+// Columns of the output that a warp makes, in tiles of 16: 32 rows of W forward, 64 columns backward.
+template <bool kBackward>
+constexpr int kRowTiles = kBackward ? 4 : 2;
 
 template <int kTiles>
-__global__ void __launch_bounds__(kThreads)
-    nf4_linear_small_kernel(SmallGemm gemm, Nf4Codebook codebook, DynamicMap map_of_codes) {
-  PYFT_SHARED(float, table, 16 * 32);
-  PYFT_SHARED(float, map, 256);
-  PYFT_SHARED(float, sums, kWarps * kForwardRows * 8 * kTiles);
-  fill_table(table, codebook);
-  fill_map(map, map_of_codes);
-  __syncthreads();
-
-  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  const std::int64_t row0 = static_cast<std::int64_t>(blockIdx.x) * kForwardRows;
-  float acc[kTiles][4] = {};
-  for (std::int64_t step = first_step(); step < gemm.inner / kForwardStep; step += step_stride()) {
-    const std::int64_t k = step * kForwardStep + 16 * t;
-    uint2 codes[2];
-    LookUp look_up[2];
+__device__ __forceinline__ void multiply_forward(float (&acc)[kTiles][2][4],
+                                                 const Stage<false, kTiles>& stage, const float2* table,
+                                                 float absmax) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int g = lane / 4, t = lane % 4, group = warp % 4, half = warp / 4;
+  float scale[4];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      std::int64_t row = row0 + g + 8 * half;
-      if (row >= gemm.outer) row = gemm.outer - 1;  // beyond the end: computed, never stored
-      const std::int64_t at = row * gemm.inner + k;
-      codes[half] = *reinterpret_cast<const uint2*>(gemm.weight.codes + at / 2);
-      look_up[half] = {table + lane, block_absmax(gemm.weight, map, at / kNf4BlockSize)};
-    }
-    std::uint32_t a[4][4];
+  for (int q = 0; q < 4; ++q) scale[q] = __shfl_sync(kAllLanes, absmax, 8 * q + g);
+  // With 64 tokens the sums leave no registers for both turns at once.
+#pragma unroll(kTiles == 8 ? 1 : 2)
+  for (int i = 0; i < 2; ++i) {
+    std::uint32_t a[2][2][4];
 #pragma unroll
-    for (int s = 0; s < 4; ++s) {
+    for (int q = 0; q < 4; ++q) {
+      const std::uint32_t word = *reinterpret_cast<const std::uint32_t*>(
+          stage.code(32 * group + 8 * q + g, 2 * half + t / 2) + t % 2 * 8 + 4 * i);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const std::uint32_t word = s < 2 ? codes[half].x : codes[half].y;
-        const int n = s % 2 * 4;
-        a[s][half] = pack_bf16(look_up[half](word, n), look_up[half](word, n + 1));
-        a[s][half + 2] = pack_bf16(look_up[half](word, n + 2), look_up[half](word, n + 3));
+      for (int byte = 0; byte < 4; ++byte) {
+        const float2 pair = look_up(table, word, byte);
+        a[q / 2][byte / 2][q % 2 + byte % 2 * 2] =
+            pack_bf16(__fmul_rn(pair.x, scale[q]), __fmul_rn(pair.y, scale[q]));
       }
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      const std::int64_t token = 8 * tile + g;
-      uint4 x[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
-      if (token < gemm.num_tokens) {
-        const uint4* const from = reinterpret_cast<const uint4*>(gemm.in + token * gemm.inner + k);
-        x[0] = from[0], x[1] = from[1];
-      }
-      const std::uint32_t b[4][2] = {{x[0].x, x[0].y}, {x[0].z, x[0].w}, {x[1].x, x[1].y}, {x[1].z, x[1].w}};
+      const uint4 x = *stage.in(8 * tile + g, 8 * half + 2 * t + i);
 #pragma unroll
-      for (int s = 0; s < 4; ++s) mma_bf16(acc[tile], a[s], b[s]);
+      for (int m = 0; m < 2; ++m) {
+        mma_bf16(acc[tile][m], a[m][0], {x.x, x.y});
+        mma_bf16(acc[tile][m], a[m][1], {x.z, x.w});
+      }
     }
   }
-  float* const own = sums + threadIdx.x / 32 * kForwardRows * 8 * kTiles;
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) own[(8 * tile + 2 * t + i % 2) * kForwardRows + g + i / 2 * 8] = acc[tile][i];
-  }
-  __syncthreads();
-  finish(gemm, sums, kForwardRows, 8 * kTiles, row0, 0);
 }
 
 template <int kTiles>
-__global__ void __launch_bounds__(kThreads)
-    nf4_linear_backward_small_kernel(SmallGemm gemm, Nf4Codebook codebook, DynamicMap map_of_codes) {
-  constexpr int kRowTiles = kBackwardColumns / 16;
-  PYFT_SHARED(float, table, 16 * 32);
-  PYFT_SHARED(float, map, 256);
-  PYFT_SHARED(float, sums, kWarps * kBackwardColumns * 8);
-  fill_table(table, codebook);
-  fill_map(map, map_of_codes);
-  __syncthreads();
-
-  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  const std::int64_t column0 = static_cast<std::int64_t>(blockIdx.x) * kBackwardColumns;
-  float acc[kTiles][kRowTiles][4] = {};
-  for (std::int64_t step = first_step(); step * kBackwardStep < gemm.inner; step += step_stride()) {
-    const std::int64_t n = step * kBackwardStep + 4 * t;
-    const bool exists = n < gemm.inner;  // all four rows or none, as inner % 4 == 0
-    std::uint32_t codes[4] = {};
-    LookUp look_up[4];
+__device__ __forceinline__ void multiply_backward(float (&acc)[kTiles][4][4],
+                                                  const Stage<true, kTiles>& stage, const float2* table,
+                                                  float absmax) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int g = lane / 4, t = lane % 4, group = warp % 4, half = warp / 4;
+#pragma unroll(kTiles >= 4 ? 1 : 2)
+  for (int s = 0; s < 2; ++s) {
+    uint2 grad[kTiles];
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+      grad[tile] = reinterpret_cast<const uint2*>(stage.in(8 * tile + g, 4 * half + t))[s];
+    std::uint32_t codes[4];
+    float scale[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const std::int64_t at = (n + i) * gemm.outer + column0 + 8 * g;
-      if (exists) codes[i] = *reinterpret_cast<const std::uint32_t*>(gemm.weight.codes + at / 2);
-      look_up[i] = {table + lane, exists ? block_absmax(gemm.weight, map, at / kNf4BlockSize) : 0.0f};
-    }
-    std::uint32_t b[kTiles][2];
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const std::int64_t token = 8 * tile + g;
-      uint2 grad = make_uint2(0, 0);
-      if (exists && token < gemm.num_tokens)
-        grad = *reinterpret_cast<const uint2*>(gemm.in + token * gemm.inner + n);
-      b[tile][0] = grad.x, b[tile][1] = grad.y;
+      const int row = 8 * t + 4 * s + i;
+      codes[i] =
+          *reinterpret_cast<const std::uint32_t*>(stage.code(32 * half + row, 2 * group + g / 4) + g % 4 * 4);
+      scale[i] = __shfl_sync(kAllLanes, absmax, row);
     }
 #pragma unroll
-    for (int j = 0; j < kRowTiles; ++j) {
+    for (int j = 0; j < 4; ++j) {
       std::uint32_t a[4];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int k = 2 * j + half;
-        a[half] = pack_bf16(look_up[0](codes[0], k), look_up[1](codes[1], k));
-        a[half + 2] = pack_bf16(look_up[2](codes[2], k), look_up[3](codes[3], k));
+      for (int i = 0; i < 2; ++i) {
+        const float2 even = look_up(table, codes[2 * i], j), odd = look_up(table, codes[2 * i + 1], j);
+        a[2 * i] = pack_bf16(__fmul_rn(even.x, scale[2 * i]), __fmul_rn(odd.x, scale[2 * i + 1]));
+        a[2 * i + 1] = pack_bf16(__fmul_rn(even.y, scale[2 * i]), __fmul_rn(odd.y, scale[2 * i + 1]));
       }
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) mma_bf16(acc[tile][j], a, b[tile]);
+      for (int tile = 0; tile < kTiles; ++tile) mma_bf16(acc[tile][j], a, {grad[tile].x, grad[tile].y});
     }
   }
-  float* const own = sums + threadIdx.x / 32 * kBackwardColumns * 8;
+}
+
+// ---- the end of a tile
+// -------------------------------------------------------------------------------------
+
+// Adds the halves of the warps' sums and stores them, or leaves them to the second kernel.
+template <bool kBackward, int kTiles>
+__device__ __forceinline__ void end_tile(const SmallGemm& gemm, float (&acc)[kTiles][kRowTiles<kBackward>][4],
+                                         float* exchange, int tile, bool is_whole) {
+  using Part = Finish<kBackward>;
+  constexpr int kPitch = Part::kTile + 4;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int g = lane / 4, t = lane % 4, group = warp % 4, half = warp / 4;
 #pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
+  for (int tokens = 0; tokens < kTiles; ++tokens) {
 #pragma unroll
-    for (int j = 0; j < kRowTiles; ++j) {
+    for (int m = 0; m < kRowTiles<kBackward>; ++m) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        own[(2 * t + i % 2) * kBackwardColumns + 8 * g + 2 * j + i / 2] = acc[tile][j][i];
+      for (int i = 0; i < 4; ++i) {
+        const int row = kBackward ? 64 * group + 8 * g + 2 * m + i / 2 : 32 * group + 16 * m + g + i / 2 * 8;
+        exchange[(8 * half + 2 * t + i % 2) * kPitch + row] = acc[tokens][m][i];
+        acc[tokens][m][i] = 0.0f;
+      }
     }
     __syncthreads();
-    finish(gemm, sums, kBackwardColumns, 8, column0, 8 * tile);
+#pragma unroll 1
+    for (int pass = 0; pass < Part::kPasses; ++pass) {
+      const Part part(8 * tokens, pass);
+      float sums[Part::kCount];
+#pragma unroll
+      for (int i = 0; i < Part::kCount; ++i) {
+        const float* const from =
+            exchange + (part.token - 8 * tokens + i * Part::kStride) * kPitch + part.row;
+        sums[i] = from[0] + from[8 * kPitch];
+      }
+      if (is_whole) {
+        part.store(gemm, tile, sums);
+      } else {
+        float* const partials = partial_sums(gemm, static_cast<int>(blockIdx.x), tile);
+#pragma unroll
+        for (int i = 0; i < Part::kCount; ++i) {
+          const int token = part.token + i * Part::kStride;
+          if (token < gemm.num_tokens) partials[token * gemm.tile + part.row] = sums[i];
+        }
+      }
+    }
     __syncthreads();
   }
 }
 
-// out = bias + the sum of the partial sums, in order of the splits.
-__global__ void nf4_sum_splits_kernel(SmallGemm gemm, int num_splits) {
-  const std::int64_t count = gemm.num_tokens * gemm.outer;
-  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= count) return;
-  float sum = 0.0f;
-  for (int split = 0; split < num_splits; ++split) sum += gemm.partials[split * count + i];
-  if (gemm.bias) sum += to_float(gemm.bias[i % gemm.outer]);
-  gemm.out[i] = __float2bfloat16_rn(sum);
+// ---- the kernels
+// -------------------------------------------------------------------------------------------
+
+template <bool kBackward, int kTiles>
+__global__ void __launch_bounds__(kNf4SmallThreads, nf4_small_blocks_per_multiprocessor(kTiles))
+    nf4_linear_small_kernel(const __grid_constant__ SmallGemm gemm,
+                            const __grid_constant__ Nf4Codebook codebook,
+                            const __grid_constant__ DynamicMap map_of_codes) {
+  constexpr int kStages = nf4_small_stages(kTiles);
+  unsigned char* shared = dynamic_shared();
+  float2* const table = reinterpret_cast<float2*>(shared);
+  float* const map = reinterpret_cast<float*>(shared += kNf4SmallPairTableBytes);
+  float* const exchange = reinterpret_cast<float*>(shared += kNf4SmallMapBytes);
+  Barrier* const full = reinterpret_cast<Barrier*>(shared += nf4_small_sums_bytes(kBackward));
+  Barrier* const empty = full + kStages;
+  unsigned char* const stages = shared + kNf4SmallBarrierBytes;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < kStages) {
+    barrier_init(full + thread, kNf4SmallThreads);
+    barrier_init(empty + thread, kNf4SmallThreads / 32);
+  }
+  __syncthreads();
+
+  const std::int64_t first = nf4_small_first_unit(blockIdx.x, gemm.num_units, gemm.num_blocks);
+  const int count =
+      static_cast<int>(nf4_small_first_unit(blockIdx.x + 1, gemm.num_units, gemm.num_blocks) - first);
+  UnitPlace next{static_cast<int>(first / gemm.num_steps), static_cast<int>(first % gemm.num_steps)};
+  UnitPlace place = next;
+  // Brings the n-th unit of this block.
+  const auto fetch = [&](int n) {
+    if (n >= count) return;
+    barrier_wait(empty + n % kStages, (n / kStages + 1) % 2);
+    copy_unit(Stage<kBackward, kTiles>(stages, n % kStages), gemm, next);
+    barrier_arrive_after_copies(full + n % kStages);
+    next.advance(gemm.num_steps);
+  };
+#pragma unroll 1
+  for (int n = 0; n < kStages - 1; ++n) fetch(n);
+  fill_tables(table, map, codebook, map_of_codes);
+  __syncthreads();
+
+  float acc[kTiles][kRowTiles<kBackward>][4] = {};
+  bool is_whole = place.step == 0;  // all of the tile so far is this block's
+  for (int n = 0; n < count; ++n) {
+    fetch(n + kStages - 1);
+    const Stage<kBackward, kTiles> stage(stages, n % kStages);
+    barrier_wait(full + n % kStages, n / kStages % 2);
+    const float absmax = own_absmax(stage, gemm, map, place);
+    if constexpr (kBackward) {
+      multiply_backward(acc, stage, table + thread % 16, absmax);
+    } else {
+      multiply_forward(acc, stage, table + thread % 16, absmax);
+    }
+    __syncwarp();
+    if (thread % 32 == 0) barrier_arrive(empty + n % kStages);
+    const bool is_end = place.step + 1 == gemm.num_steps;
+    if (is_end || n + 1 == count)
+      end_tile<kBackward, kTiles>(gemm, acc, exchange, place.tile, is_whole && is_end);
+    is_whole = is_whole || is_end;
+    place.advance(gemm.num_steps);
+  }
 }
 
-using Kernel = void (*)(SmallGemm, Nf4Codebook, DynamicMap);
-
-Kernel choose_kernel(bool is_backward, std::int64_t num_tokens) {
-  if (num_tokens <= 8) return is_backward ? nf4_linear_backward_small_kernel<1> : nf4_linear_small_kernel<1>;
-  if (num_tokens <= 16) return is_backward ? nf4_linear_backward_small_kernel<2> : nf4_linear_small_kernel<2>;
-  if (num_tokens <= 32) return is_backward ? nf4_linear_backward_small_kernel<4> : nf4_linear_small_kernel<4>;
-  return is_backward ? nf4_linear_backward_small_kernel<8> : nf4_linear_small_kernel<8>;
+// The sums of the tiles that blocks share, in order of the blocks; one block here to a tile and 8 tokens.
+template <bool kBackward>
+__global__ void __launch_bounds__(kNf4SmallThreads)
+    nf4_small_sums_kernel(const __grid_constant__ SmallGemm gemm) {
+  const int tile = static_cast<int>(blockIdx.x);
+  const std::int64_t first_unit = static_cast<std::int64_t>(tile) * gemm.num_steps;
+  const int first = nf4_small_block_of(first_unit, gemm.num_units, gemm.num_blocks);
+  const int last = nf4_small_block_of(first_unit + gemm.num_steps - 1, gemm.num_units, gemm.num_blocks);
+  if (first == last) return;
+  using Part = Finish<kBackward>;
+  for (int pass = 0; pass < Part::kPasses; ++pass) {
+    const Part part(static_cast<int>(blockIdx.y) * 8, pass);
+    float sums[Part::kCount] = {};
+    for (int block = first; block <= last; ++block) {
+      const float* const partials = partial_sums(gemm, block, tile);
+#pragma unroll
+      for (int i = 0; i < Part::kCount; ++i) {
+        const int token = part.token + i * Part::kStride;
+        if (token < gemm.num_tokens) sums[i] += partials[token * gemm.tile + part.row];
+      }
+    }
+    part.store(gemm, tile, sums);
+  }
 }
 
-void launch_small(const SmallGemm& gemm, bool is_backward, const TensorRef& workspace, const Queue& queue) {
-  const std::int64_t num_splits = workspace.defined ? workspace.shape[0] : 1;
-  const int tile = is_backward ? kBackwardColumns : kForwardRows;
-  const std::int64_t num_tiles = (gemm.outer + tile - 1) / tile;
-  launch(choose_kernel(is_backward, gemm.num_tokens),
-         {is_backward ? "nf4_linear_backward_small_kernel" : "nf4_linear_small_kernel",
-          dim3(static_cast<unsigned>(num_tiles), static_cast<unsigned>(num_splits)), dim3(kThreads), 0},
+template <bool kBackward>
+void launch_small(const char* op, SmallGemm gemm, const Nf4Partition& partition, const Queue& queue) {
+  using Kernel = void (*)(SmallGemm, Nf4Codebook, DynamicMap);
+  const Kernel kernels[] = {nf4_linear_small_kernel<kBackward, 1>, nf4_linear_small_kernel<kBackward, 2>,
+                            nf4_linear_small_kernel<kBackward, 4>, nf4_linear_small_kernel<kBackward, 8>};
+  const int kind = gemm.num_tokens <= 8 ? 0 : gemm.num_tokens <= 16 ? 1 : gemm.num_tokens <= 32 ? 2 : 3;
+  gemm.tile = nf4_small_tile(kBackward);
+  const int num_tiles = (gemm.outer + gemm.tile - 1) / gemm.tile;
+  gemm.num_steps = (gemm.inner + nf4_small_step(kBackward) - 1) / nf4_small_step(kBackward);
+  gemm.num_units = static_cast<std::int64_t>(num_tiles) * gemm.num_steps;
+  gemm.num_blocks = partition.num_blocks;
+  const bool is_shared = check_partition(op, gemm, partition);
+  if (is_shared) gemm.partials = partition.workspace.as<float>();
+  const std::size_t shared_bytes = static_cast<std::size_t>(nf4_small_shared_bytes(kBackward, 1 << kind));
+  launch(kernels[kind],
+         {"nf4_linear_small_kernel", dim3(static_cast<unsigned>(gemm.num_blocks)), dim3(kNf4SmallThreads),
+          shared_bytes},
          queue, gemm, nf4_codebook(), kDynamicMap);
-  if (!gemm.partials) return;
-  constexpr int kSumThreads = 256;
-  const std::int64_t num_blocks = (gemm.num_tokens * gemm.outer + kSumThreads - 1) / kSumThreads;
-  launch(nf4_sum_splits_kernel,
-         {"nf4_sum_splits_kernel", dim3(static_cast<unsigned>(num_blocks)), dim3(kSumThreads), 0}, queue,
-         gemm, static_cast<int>(num_splits));
-}
-
-void check_small(const char* op, const TensorRef& in, const Nf4Tensors& weight) {
-  check(in.dtype == DType::kBFloat16 && in.shape[0] <= kMostTokens, op, ": ", in.name, " is ",
-        dtype_name(in.dtype), " ", shape_text(in), ", on cuda this takes bfloat16 with at most ", kMostTokens,
-        " tokens");
-  check(weight.num_columns % kNf4BlockSize == 0 && weight.num_rows % 4 == 0, op, ": weight is [",
-        weight.num_rows, ", ", weight.num_columns, "], on cuda the sizes must be multiples of 4 and ",
-        kNf4BlockSize);
-  check(is_aligned(in.data, 16) && is_aligned(weight.codes.data, 8), op, ": ", in.name,
-        " and codes must begin at multiples of 16 bytes");
+  if (!is_shared) return;
+  const unsigned token_groups = static_cast<unsigned>((gemm.num_tokens + 7) / 8);
+  launch(nf4_small_sums_kernel<kBackward>,
+         {"nf4_small_sums_kernel", dim3(static_cast<unsigned>(num_tiles), token_groups),
+          dim3(kNf4SmallThreads), 0},
+         queue, gemm);
 }
 
 }  // namespace
 
 void nf4_linear(const Nf4LinearArgs& args, std::uintptr_t stream) {
-  check_small("nf4_linear", args.x, args.weight);
-  const SmallGemm gemm{nf4_source(args.weight),
-                       args.x.as<const __nv_bfloat16>(),
-                       args.bias.defined ? args.bias.as<const __nv_bfloat16>() : nullptr,
-                       args.y.as<__nv_bfloat16>(),
-                       args.workspace.defined ? args.workspace.as<float>() : nullptr,
-                       args.x.shape[0],
-                       args.weight.num_rows,
-                       args.weight.num_columns};
-  launch_small(gemm, false, args.workspace, Queue(args.y, stream));
+  check_small("nf4_linear", args.x, args.weight, args.addend, 1);
+  const SmallGemm gemm = small_gemm(args.weight, args.x, args.y, args.bias, args.addend);
+  launch_small<false>("nf4_linear", gemm, args.partition, Queue(args.y, stream));
 }
 
 void nf4_linear_backward(const Nf4LinearBackwardArgs& args, std::uintptr_t stream) {
-  check_small("nf4_linear_backward", args.grad_y, args.weight);
-  const SmallGemm gemm{nf4_source(args.weight),
-                       args.grad_y.as<const __nv_bfloat16>(),
-                       nullptr,
-                       args.grad_x.as<__nv_bfloat16>(),
-                       args.workspace.defined ? args.workspace.as<float>() : nullptr,
-                       args.grad_y.shape[0],
-                       args.weight.num_columns,
-                       args.weight.num_rows};
-  launch_small(gemm, true, args.workspace, Queue(args.grad_x, stream));
+  check_small("nf4_linear_backward", args.grad_y, args.weight, args.addend, 8);
+  const SmallGemm gemm = small_gemm(args.weight, args.grad_y, args.grad_x, TensorRef(), args.addend);
+  launch_small<true>("nf4_linear_backward", gemm, args.partition, Queue(args.grad_x, stream));
 }
 
 }  // namespace pyft::cuda

@@ -11,15 +11,24 @@ DeviceType nf4_device(const char* op, const Nf4Tensors& weight, const Tensors&..
                             &weight.nested_absmax, &weight.offset});
 }
 
-// None, or float32 [S, rows and columns of `out`].
-void check_splits(const char* op, const TensorRef& workspace, const TensorRef& out) {
-  if (!workspace.defined) return;
-  check_dtype(op, workspace, DType::kFloat32);
-  check_num_dims(op, workspace, 3);
-  check(workspace.shape[0] > 0, op, ": workspace has shape ", shape_text(workspace), ", expected parts");
-  check_size(op, workspace, 1, out.shape[0], "the result has");
-  check_size(op, workspace, 2, out.shape[1], "the result has");
-  check_contiguous(op, workspace);
+// What only the CUDA kernels take. `out` is [T, outer]; the adapter is [outer, R], or [R, outer].
+void check_cuda_terms(const char* op, DeviceType device, const Nf4Addend& addend,
+                      const Nf4Partition& partition, const TensorRef& out, bool is_backward) {
+  check(
+      (device == DeviceType::kCuda || kIsEmulated) || (!addend.projected.defined && !addend.adapter.defined),
+      op, ": projected and adapter are for tensors on cuda");
+  if (partition.workspace.defined) {
+    check_dtype(op, partition.workspace, DType::kFloat32);
+    check_contiguous(op, partition.workspace);
+  }
+  if (!addend.projected.defined) return;
+  check_num_dims(op, addend.projected, 2);
+  const std::int64_t rank = addend.projected.shape[1];
+  check(rank > 0 && rank <= 64 && rank % 4 == 0, op, ": projected has shape ", shape_text(addend.projected),
+        ", expected a rank of 4 to 64 in fours");
+  check_matrix(op, addend.projected, DType::kFloat32, out.shape[0], rank, "the result has");
+  check_matrix(op, addend.adapter, DType::kFloat32, is_backward ? rank : out.shape[1],
+               is_backward ? out.shape[1] : rank, "projected and weight have");
 }
 
 // The part lies in the weight, and begins and ends where its kernels can: at the end of a block of 64.
@@ -105,8 +114,9 @@ void nf4_linear(const Nf4LinearArgs& args, const ExecutionContext& context) {
     check_size(op, args.bias, 0, args.weight.num_rows, "weight expects");
     check_contiguous(op, args.bias);
   }
-  check_splits(op, args.workspace, args.y);
-  const DeviceType device = nf4_device(op, args.weight, args.x, args.y, args.bias, args.workspace);
+  const DeviceType device = nf4_device(op, args.weight, args.x, args.y, args.bias, args.addend.projected,
+                                       args.addend.adapter, args.partition.workspace);
+  check_cuda_terms(op, device, args.addend, args.partition, args.y, false);
   run_on(op, device, args, context, cpu::nf4_linear, PYFT_CUDA_KERNEL(nf4_linear));
 }
 
@@ -114,8 +124,9 @@ void nf4_linear_backward(const Nf4LinearBackwardArgs& args, const ExecutionConte
   const char* op = "nf4_linear_backward";
   check_nf4(op, args.weight);
   check_linear(op, args.grad_y, args.weight.num_rows, args.grad_x, args.weight.num_columns);
-  check_splits(op, args.workspace, args.grad_x);
-  const DeviceType device = nf4_device(op, args.weight, args.grad_y, args.grad_x, args.workspace);
+  const DeviceType device = nf4_device(op, args.weight, args.grad_y, args.grad_x, args.addend.projected,
+                                       args.addend.adapter, args.partition.workspace);
+  check_cuda_terms(op, device, args.addend, args.partition, args.grad_x, true);
   run_on(op, device, args, context, cpu::nf4_linear_backward, PYFT_CUDA_KERNEL(nf4_linear_backward));
 }
 

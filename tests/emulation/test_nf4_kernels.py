@@ -1,10 +1,9 @@
-"""The NF4 kernels of csrc/cuda, run on the CPU: to the bit where the format says so, else against float64."""
+"""The NF4 kernels of csrc/cuda, run on the CPU, to the bit: quantise and dequantise."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from numerics import assert_close_to_reference
 from torch import Tensor
 
 from pyft.ops import native, nf4, reference
@@ -141,70 +140,3 @@ def test_dequantize_takes_pointers_that_are_not_aligned(kernels):
     assert_same_bits(
         dequantize(kernels, shifted, torch.bfloat16), reference.nf4_dequantize(weight, torch.bfloat16)
     )
-
-
-# ---- products with few tokens ----------------------------------------------------------------------------
-
-# (T, N, K, S): every number of token tiles; sizes that end inside a tile or step; sums in several parts.
-PRODUCTS = [
-    (1, 16, 64, 1),
-    (3, 20, 128, 1),
-    (8, 100, 192, 2),
-    (9, 64, 1088, 3),
-    (16, 4, 64, 1),
-    (19, 36, 640, 2),
-    (33, 132, 128, 1),
-    (64, 40, 576, 2),
-]
-
-
-def run_product(kernels, direction: str, given: Tensor, weight: NF4Weight, bias: Tensor | None, splits: int):
-    width = weight.shape[direction == "backward"]
-    out = poisoned(given.shape[0], width, dtype=torch.bfloat16)
-    parts = poisoned(splits, given.shape[0], width, dtype=torch.float32) if splits != 1 else None
-    if direction == "forward":
-        kernels.nf4_linear(x=given, weight=tuple(weight), bias=bias, y=out, workspace=parts, **RUN)
-    else:
-        kernels.nf4_linear_backward(grad_y=given, weight=tuple(weight), grad_x=out, workspace=parts, **RUN)
-    return out
-
-
-@pytest.mark.parametrize("double_quant", [True, False])
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize(("tokens", "rows", "columns", "splits"), PRODUCTS)
-def test_products(kernels, tokens, rows, columns, splits, direction, double_quant):
-    weight = reference.nf4_quantize(random(rows, columns, seed=1) * 0.1, double_quant=double_quant)
-    dense = reference.nf4_dequantize(weight, torch.bfloat16)
-    operand = dense.T if direction == "forward" else dense
-    given = random(tokens, operand.shape[0], seed=2, dtype=torch.bfloat16)
-    bias = random(rows, seed=3, dtype=torch.bfloat16) if direction == "forward" and tokens % 2 else None
-    add = 0.0 if bias is None else bias
-    ours = run_product(kernels, direction, given, weight, bias, splits)
-    exact = given.double() @ operand.double() + (add if bias is None else bias.double())
-    torchs = (given.float() @ operand.float() + (add if bias is None else bias.float())).bfloat16()
-    assert_close_to_reference(ours, exact, torchs, name=direction)
-    assert torch.equal(ours, run_product(kernels, direction, given, weight, bias, splits))
-
-
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_products_say_what_they_cannot_take(emulated, direction):
-    weight = reference.nf4_quantize(random(16, 64))
-    width = weight.shape[direction == "forward"]
-    with pytest.raises(
-        ValueError, match=r"bfloat16 \[65, \d+\], on cuda this takes bfloat16 with at most 64 tokens"
-    ):
-        run_product(emulated, direction, random(65, width, dtype=torch.bfloat16), weight, None, 1)
-    with pytest.raises(ValueError, match=r"workspace has shape \[0, 2, \d+\], expected parts"):
-        run_product(emulated, direction, random(2, width, dtype=torch.bfloat16), weight, None, 0)
-    odd = reference.nf4_quantize(random(16, 65))
-    with pytest.raises(
-        ValueError, match=r"weight is \[16, 65\], on cuda the sizes must be multiples of 4 and 64"
-    ):
-        run_product(
-            emulated,
-            direction,
-            random(2, odd.shape[direction == "forward"], dtype=torch.bfloat16),
-            odd,
-            None,
-            1,
-        )

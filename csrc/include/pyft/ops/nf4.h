@@ -44,23 +44,39 @@ struct Nf4DequantizeArgs {
 // multiples of 64 of a weight whose K is one.
 void nf4_dequantize(const Nf4DequantizeArgs& args, const ExecutionContext& context);
 
-struct Nf4LinearArgs {
-  TensorRef x;          // float32 or bfloat16 [T, K], contiguous
-  Nf4Tensors weight;    // [N, K]; dequantised values are rounded to x's dtype
-  TensorRef bias;       // x's dtype [N], or None
-  TensorRef y;          // out: x's dtype [T, N], contiguous
-  TensorRef workspace;  // CUDA: float32 [S, T, N], K is then summed in S parts at the same time; or None
+// CUDA only. Something low-rank to add: a LoRA layer's S B^T, or dS A in the backward.
+struct Nf4Addend {
+  TensorRef projected;  // float32 [T, R], R a multiple of 4 up to 64, or None for nothing
+  TensorRef adapter;    // float32, B [N, R]; in the backward A [R, K]
 };
-// y = x W^T + bias, accumulated in float32. On CUDA for bfloat16 and T <= 64 only.
+
+// CUDA only: of choose_nf4_small (nf4_small.h), for the same shape.
+struct Nf4Partition {
+  int num_blocks;
+  TensorRef workspace;  // float32, workspace_floats of them or more; None where that is 0
+};
+
+struct Nf4LinearArgs {
+  TensorRef x;        // float32 or bfloat16 [T, K], contiguous
+  Nf4Tensors weight;  // [N, K]; dequantised values are rounded to x's dtype
+  TensorRef bias;     // x's dtype [N], or None
+  TensorRef y;        // out: x's dtype [T, N], contiguous
+  Nf4Addend addend;
+  Nf4Partition partition;
+};
+// y = x W^T + bias + projected adapter^T, accumulated in float32. On CUDA for bfloat16, T <= 64 and K % 64 ==
+// 0 only.
 void nf4_linear(const Nf4LinearArgs& args, const ExecutionContext& context);
 
 struct Nf4LinearBackwardArgs {
-  TensorRef grad_y;     // float32 or bfloat16 [T, N], contiguous
-  Nf4Tensors weight;    // [N, K]
-  TensorRef grad_x;     // out: grad_y's dtype [T, K], contiguous
-  TensorRef workspace;  // CUDA: float32 [S, T, K], N is then summed in S parts at the same time; or None
+  TensorRef grad_y;   // float32 or bfloat16 [T, N], contiguous
+  Nf4Tensors weight;  // [N, K]
+  TensorRef grad_x;   // out: grad_y's dtype [T, K], contiguous
+  Nf4Addend addend;
+  Nf4Partition partition;
 };
-// dX = dY W, accumulated in float32. On CUDA for bfloat16 and T <= 64 only.
+// dX = dY W + projected adapter, accumulated in float32. On CUDA for bfloat16, T <= 64, K % 64 == 0 and
+// N % 8 == 0 only.
 void nf4_linear_backward(const Nf4LinearBackwardArgs& args, const ExecutionContext& context);
 
 }  // namespace pyft

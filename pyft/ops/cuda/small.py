@@ -1,0 +1,154 @@
+"""Products of few tokens with an NF4 weight: one kernel that reads the weight once, as codes.
+
+The kernel (csrc/cuda/nf4_gemm_small.cu) takes bfloat16, at most 64 tokens, K in multiples of 64 and, in the
+backward, N in multiples of 8. It adds what a LoRA layer has beside the weight, for ranks in multiples of 4 up
+to 64; in the backward only where nothing was dropped.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from pyft.ops.cuda.device import num_multiprocessors
+from pyft.ops.native import C, execution
+
+MOST_TOKENS = 64
+
+
+def takes_small(
+    dtype: torch.dtype,
+    num_tokens: int,
+    num_rows: int,
+    num_columns: int,
+    *,
+    is_backward: bool,
+    is_aligned: bool = True,
+) -> bool:
+    """Whether the kernel takes a product.
+
+    Args:
+        dtype: of x or dY.
+        num_tokens: T.
+        num_rows: N.
+        num_columns: K.
+        is_backward: dX = dY W rather than y = x W^T.
+        is_aligned: whether the operands begin where the kernel needs it, see `is_aligned`.
+
+    Returns:
+        True if it does; else the product goes panel by panel.
+    """
+    return (
+        dtype == torch.bfloat16
+        and 0 < num_tokens <= MOST_TOKENS
+        and num_columns > 0
+        and num_columns % 64 == 0
+        and num_rows > 0
+        and (not is_backward or num_rows % 8 == 0)
+        and is_aligned
+    )
+
+
+def is_aligned(operand: Tensor, weight: tuple) -> bool:
+    """Whether x or dY, and the codes, begin at multiples of 16 bytes, and 8-bit scales of 4.
+
+    Args:
+        operand: x or dY.
+        weight: the six parts of an NF4 weight.
+
+    Returns:
+        True of all tensors that own their memory; a view may begin anywhere.
+    """
+    codes, _, absmax_codes, *_ = weight
+    return (
+        operand.data_ptr() % 16 == 0
+        and codes.data_ptr() % 16 == 0
+        and (absmax_codes is None or absmax_codes.data_ptr() % 4 == 0)
+    )
+
+
+def linear_small(
+    x: Tensor,
+    weight: tuple,
+    y: Tensor,
+    *,
+    bias: Tensor | None = None,
+    projected: Tensor | None = None,
+    lora_B: Tensor | None = None,
+) -> None:
+    """y = x W^T + bias + projected lora_B^T.
+
+    Args:
+        x: bfloat16 [T, K], contiguous.
+        weight: the six parts of an NF4 weight [N, K].
+        y: bfloat16 [T, N], contiguous; written.
+        bias: bfloat16 [N], or None.
+        projected: float32 [T, R], or None for nothing to add.
+        lora_B: float32 [N, R], or None.
+    """
+    C.nf4_linear(
+        x=x,
+        weight=weight,
+        bias=None if bias is None else bias.contiguous(),
+        y=y,
+        projected=projected,
+        lora_B=lora_B,
+        **_partition(False, x, weight),
+        **execution(x),
+    )
+
+
+def backward_small(
+    grad_y: Tensor,
+    weight: tuple,
+    grad_x: Tensor,
+    *,
+    grad_projected: Tensor | None = None,
+    lora_A: Tensor | None = None,
+) -> None:
+    """dX = dY W + grad_projected lora_A.
+
+    Args:
+        grad_y: bfloat16 [T, N], contiguous.
+        weight: the six parts of an NF4 weight [N, K].
+        grad_x: bfloat16 [T, K], contiguous; written.
+        grad_projected: float32 [T, R], or None for nothing to add.
+        lora_A: float32 [R, K], or None.
+    """
+    C.nf4_linear_backward(
+        grad_y=grad_y,
+        weight=weight,
+        grad_x=grad_x,
+        grad_projected=grad_projected,
+        lora_A=lora_A,
+        **_partition(True, grad_y, weight),
+        **execution(grad_y),
+    )
+
+
+def _partition(is_backward: bool, operand: Tensor, weight: tuple) -> dict:
+    """How many blocks share the work, and the memory in which they leave their sums."""
+    num_blocks, workspace_floats = _chosen(
+        C, is_backward, operand.shape[0], *weight[5], num_multiprocessors(operand)
+    )
+    return {
+        "num_blocks": num_blocks,
+        "workspace": operand.new_empty(workspace_floats, dtype=torch.float32) if workspace_floats else None,
+    }
+
+
+@functools.cache
+def _chosen(
+    module: ModuleType, is_backward: bool, tokens: int, rows: int, columns: int, multiprocessors: int
+) -> tuple[int, int]:
+    chosen = module.choose_nf4_small(
+        is_backward=is_backward,
+        num_tokens=tokens,
+        num_rows=rows,
+        num_columns=columns,
+        num_multiprocessors=multiprocessors,
+    )
+    return chosen["num_blocks"], chosen["workspace_floats"]
