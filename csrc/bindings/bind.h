@@ -22,6 +22,7 @@ Nf4Tensors nf4_argument(const pybind11::tuple& parts);
 void bind_nf4(pybind11::module_& module);
 void bind_lora(pybind11::module_& module);
 void bind_cross_entropy(pybind11::module_& module);
+void bind_linear_cross_entropy_steps(pybind11::module_& module);
 void bind_activations(pybind11::module_& module);
 
 }  // namespace pyft::bindings

@@ -65,8 +65,12 @@ PYBIND11_MODULE(PYFT_MODULE, module) {
   pyft::bindings::bind_nf4(module);
   pyft::bindings::bind_lora(module);
   pyft::bindings::bind_cross_entropy(module);
+  pyft::bindings::bind_linear_cross_entropy_steps(module);
   pyft::bindings::bind_activations(module);
 #if defined(PYFT_EMULATION)
+  module.attr("is_emulated") = true;  // tensors of the CPU go to the CUDA kernels
   module.def("set_seed", pyft::emulation::set_seed, "Of the orders in which threads and blocks run.");
+#else
+  module.attr("is_emulated") = false;
 #endif
 }

@@ -11,6 +11,7 @@
 // Reads each logit once per pass and writes it once: memory bound. Shared memory: 512 bytes. A target outside
 // the vocabulary cannot be refused without waiting for the GPU: it makes the loss NaN, and the row's
 // gradient.
+#include "cuda/device/loss.h"
 #include "cuda/device/memory.h"
 #include "cuda/device/warp.h"
 #include "cuda/operations.h"
@@ -20,24 +21,6 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kSumThreads = 1024;
-constexpr float kLowest = -3.4028235e38f;
-
-// The numbers of LossTerms, ready for use.
-struct Terms {
-  float smoothing, uniform, z_loss;  // uniform = smoothing / V
-};
-
-Terms terms_of(const LossTerms& terms, std::int64_t vocabulary) {
-  return {static_cast<float>(terms.label_smoothing),
-          static_cast<float>(terms.label_smoothing / static_cast<double>(vocabulary)),
-          static_cast<float>(terms.z_loss)};
-}
-
-struct Max {
-  __device__ __forceinline__ float operator()(float a, float b) const { return a > b ? a : b; }
-};
-
-__device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }
 
 // body(first, values) for this thread's runs of eight of a row; the last run may have fewer, then padded with
 // `padding`.
@@ -92,10 +75,7 @@ __global__ void __launch_bounds__(kThreads)
   row_stats[2 * t + 1] = sum;
   const bool exists = target >= 0 && target < vocabulary;
   const float target_logit = exists ? to_float(row[target]) : not_a_number();
-  const float log_sum_exp = row_largest + logf(sum);
-  float loss = logf(sum) - (target_logit - row_largest);
-  if (smooths) loss += terms.smoothing * (target_logit - total / static_cast<float>(vocabulary));
-  row_losses[t] = loss + terms.z_loss * log_sum_exp * log_sum_exp;
+  row_losses[t] = loss_of_row(terms, {row_largest, sum, total}, target_logit, vocabulary);
 }
 
 __global__ void __launch_bounds__(kSumThreads)
@@ -137,11 +117,7 @@ __global__ void __launch_bounds__(kThreads)
                  float gradient[8];
                  for (int i = 0; i < 8; ++i) {
                    const float share = expf(values[i] - largest) * inverse;
-                   // In this order: near 1 the share and the target cancel, and what is left is small.
-                   const float plain = first + i == target
-                                           ? (share - 1.0f) + (terms.smoothing - terms.uniform)
-                                           : share - terms.uniform;
-                   gradient[i] = (plain + share * extra) * scale;
+                   gradient[i] = logit_gradient(terms, share, extra, first + i == target) * scale;
                  }
                  write(first, gradient);
                });

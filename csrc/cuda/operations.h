@@ -13,6 +13,12 @@ void nf4_linear_backward(const Nf4LinearBackwardArgs& args, std::uintptr_t strea
 
 void cross_entropy(const CrossEntropyArgs& args, std::uintptr_t stream);
 void cross_entropy_backward(const CrossEntropyBackwardArgs& args, std::uintptr_t stream);
+void counted_rows(const CountedRowsArgs& args, std::uintptr_t stream);
+void gather_rows(const GatherRowsArgs& args, std::uintptr_t stream);
+void scatter_rows(const ScatterRowsArgs& args, std::uintptr_t stream);
+void linear_cross_entropy_panel(const LinearCrossEntropyPanelArgs& args, std::uintptr_t stream);
+void linear_cross_entropy_finish(const LinearCrossEntropyFinishArgs& args, std::uintptr_t stream);
+void linear_cross_entropy_chunk(const LinearCrossEntropyChunkArgs& args, std::uintptr_t stream);
 
 void rms_norm(const RmsNormArgs& args, std::uintptr_t stream);
 void rms_norm_backward(const RmsNormBackwardArgs& args, std::uintptr_t stream);

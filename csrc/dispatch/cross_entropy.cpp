@@ -6,18 +6,23 @@ namespace {
 
 // What every linear cross-entropy is given.
 template <typename Args>
-void check_linear_cross_entropy(const char* op, const Args& args, std::int64_t workspace_floats) {
+void check_inputs(const char* op, const Args& args) {
   check_float_matrix(op, args.hidden);
   check_float_matrix(op, args.head_weight);
   check_dtype(op, args.head_weight, args.hidden.dtype);
   check_size(op, args.hidden, 1, args.head_weight.shape[1], "head_weight expects");
   check_targets(op, args.targets, args.hidden);
+  check_logit_terms(op, args.logits, args.head_weight);
+  check_loss_terms(op, args.terms);
+}
+
+template <typename Args>
+void check_linear_cross_entropy(const char* op, const Args& args, std::int64_t workspace_floats) {
+  check_inputs(op, args);
   check_dtype(op, args.workspace, DType::kFloat32);
   check_contiguous(op, args.workspace);
   check(args.workspace.num_elements() >= workspace_floats, op, ": workspace has ",
         args.workspace.num_elements(), " elements, expected ", workspace_floats);
-  check_logit_terms(op, args.logits, args.head_weight);
-  check_loss_terms(op, args.terms);
 }
 
 template <typename Args>
@@ -58,6 +63,12 @@ void cross_entropy_backward(const CrossEntropyBackwardArgs& args, const Executio
       common_device(op, {&args.grad_loss, &args.logits, &args.targets, &args.row_stats, &args.grad_logits});
   if (device == DeviceType::kCpu) check_target_range(op, args.targets, args.ignore_index, vocabulary);
   run_on(op, device, args, context, cpu::cross_entropy_backward, PYFT_CUDA_KERNEL(cross_entropy_backward));
+}
+
+void check_linear_cross_entropy(const LinearCrossEntropyInputs& inputs) {
+  const char* op = "linear_cross_entropy";
+  check_inputs(op, inputs);
+  common_device(op, {&inputs.hidden, &inputs.head_weight, &inputs.logits.bias, &inputs.targets});
 }
 
 void linear_cross_entropy(const LinearCrossEntropyArgs& args, const ExecutionContext& context) {

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 
+from pyft.ops.cuda.cross_entropy import ON_CUDA
 from pyft.ops.linear_cross_entropy import linear_cross_entropy
 from pyft.ops.native import C, execution
 
@@ -35,7 +36,8 @@ def cross_entropy(
     """Sum of the cross-entropy over the rows that have a target.
 
     A shape or dtype that does not fit is a ValueError; a target that is neither `ignore_index` nor in [0, V)
-    is an IndexError that names it.
+    is an IndexError that names it. On CUDA, where nothing waits to look at it, it makes the loss and the
+    row's gradient NaN.
 
     Args:
         logits: float32 or bfloat16 [T, V].
@@ -135,6 +137,6 @@ for _name, _run, _fake in (
     ("cross_entropy_backward", _cross_entropy_backward, _empty_grad_logits),
 ):
     _library.impl(_name, _run, "CPU")
-    _library.impl(_name, _run, "CUDA")
+    _library.impl(_name, ON_CUDA.get(_name, _run), "CUDA")
     register_fake(f"pyft::{_name}", _fake, lib=_library)
 register_autograd("pyft::cross_entropy", _logits_gradient, setup_context=_keep_stats, lib=_library)

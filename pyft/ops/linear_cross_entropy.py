@@ -5,16 +5,10 @@
     dX[t]   = dl[t] (1 - (l[t] / logit_softcap)^2) logit_scale,   dl as `cross_entropy` has it
     dHidden = dX W,   dW = dX^T hidden,   dBias = sum_t dX[t]
 
-Sums and gradients are float32, rounded once. There are two ways, and the kernels' plan says which fits:
+Sums are float32. How it is computed depends on the device: `linear_cross_entropy_on_cpu` has two ways in C++,
+`pyft.ops.cuda.linear_cross_entropy` two made of kernels and torch's matrix products.
 
-    linear_cross_entropy             gradients in the forward, for dLoss = 1, while logits exist; the backward
-                                     scales them. A frozen head, or a small vocabulary.
-    linear_cross_entropy_forward     the loss, what each row's softmax needs, and logits of up to K rows;
-    linear_cross_entropy_backward    the gradients, each written once. A large vocabulary whose head trains:
-                                     its gradient in float32 would be the largest tensor of the step. Or one
-                                     with label smoothing; a frozen head then keeps no logits.
-
-Shapes: T tokens, K hidden size, V vocabulary, R rows whose logits are kept.
+Shapes: T tokens, K hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 
-from pyft.ops.native import C, execution
+from pyft.ops.cuda.linear_cross_entropy import ON_CUDA
+from pyft.ops.linear_cross_entropy_on_cpu import keep_gradients, plan_on_cpu, scale_gradients
+from pyft.ops.native import runs_on_cuda
 
 
 def linear_cross_entropy(
@@ -37,11 +33,18 @@ def linear_cross_entropy(
     logit_softcap: float | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    num_targets: int | None = None,
 ) -> Tensor:
     """Cross-entropy of the logits of an output head, which are never all stored.
 
-    Rows without a target are skipped, and nothing is computed for a gradient that is not wanted. A head that
-    trains keeps the logits of up to K rows until the backward, and never its gradient in float32.
+    Rows without a target are skipped, and nothing is computed for a gradient that is not wanted. On the CPU a
+    head that trains keeps the logits of up to K rows until the backward, and never its gradient in float32.
+
+    On CUDA nothing waits for the GPU, so rows can be skipped only if `num_targets` says how many there are.
+    Without it every row costs as much as one with a target; the results are the same. A `num_targets` that is
+    not the number of targets, and a target that is neither `ignore_index` nor in [0, V), are errors on the
+    CPU (ValueError, IndexError); on CUDA they make loss and gradients NaN. Gradients of a head and of a bias
+    are rounded to their dtype there before dLoss scales them.
 
     Args:
         hidden: float32 or bfloat16 [T, K].
@@ -53,6 +56,7 @@ def linear_cross_entropy(
         logit_softcap: the bound that tanh bends the scaled logits to (Gemma 2); None for none.
         label_smoothing: torch's: this share of each target is spread evenly over all ids.
         z_loss: coefficient of a row's squared log-sum-exp, which keeps the softmax's normaliser near 1.
+        num_targets: how many rows have a target; None if that is not known without looking.
 
     Returns:
         A float32 scalar; 0.0 when no row counts. Differentiable in hidden, head_weight and bias.
@@ -73,62 +77,37 @@ def linear_cross_entropy(
         torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
         for tensor in (hidden, head_weight, bias)
     ]
-    plan = _plan(hidden, head_weight, terms, any(wanted[1:]))
+    if num_targets is not None:
+        _check_num_targets(num_targets, targets, ignore_index)
+    if runs_on_cuda(hidden):
+        return torch.ops.pyft.linear_cross_entropy_on_cuda(*inputs, wanted, num_targets)[0]
+    plan = plan_on_cpu(hidden, head_weight, terms, any(wanted[1:]))
     if plan["by_two_passes"]:
         return torch.ops.pyft.linear_cross_entropy_forward(*inputs, plan["kept_rows"])[0]
     return torch.ops.pyft.linear_cross_entropy(*inputs, wanted)[0]
 
 
-def _plan(hidden: Tensor, head_weight: Tensor, terms: list[float], trains_head: bool) -> dict[str, int]:
-    return C.plan_linear_cross_entropy(
-        num_tokens=hidden.shape[0],
-        width=hidden.shape[1],
-        vocabulary=head_weight.shape[0],
-        trains_head=trains_head,
-        smooths=terms[2] != 0,
-    )
+def _check_num_targets(num_targets: int, targets: Tensor, ignore_index: int) -> None:
+    """Where that waits for nothing, that the number is right; everywhere, that it may be."""
+    if not 0 <= num_targets <= targets.numel():
+        raise ValueError(
+            f"linear_cross_entropy: num_targets is {num_targets}, targets has {targets.numel()} elements"
+        )
+    if runs_on_cuda(targets):
+        return
+    counted = int((targets != ignore_index).sum())
+    if num_targets != counted:
+        raise ValueError(f"linear_cross_entropy: num_targets is {num_targets}, targets has {counted}")
 
 
-def _workspace(num_floats: int, beside: Tensor) -> Tensor:
-    return torch.empty(num_floats, dtype=torch.float32, device=beside.device)
+# ---- registration with torch: CUDA; the CPU's operations register themselves ------------------------------
 
-
-def _contiguous(
-    hidden: Tensor, head_weight: Tensor, bias: Tensor | None, targets: Tensor
-) -> dict[str, Tensor | None]:
-    """The inputs as the kernels take them, and where they run."""
-    return {
-        "hidden": hidden.contiguous(),
-        "head_weight": head_weight.contiguous(),
-        "bias": None if bias is None else bias.contiguous(),
-        "targets": targets.contiguous(),
-        **execution(hidden),
-    }
-
-
-def _empty_like_inputs(
-    inputs: tuple[Tensor, Tensor, Tensor | None], wanted: list[bool], dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the gradients of hidden, head_weight and bias; those not wanted have no elements."""
-    device = inputs[0].device
-    return tuple(
-        torch.empty(tensor.shape if wants else 0, dtype=dtype, device=device)
-        for tensor, wants in zip(inputs, wanted, strict=True)
-    )
-
-
-def _out_arguments(gradients: tuple[Tensor, Tensor, Tensor], wanted: list[bool]) -> dict[str, Tensor | None]:
-    names = ("grad_hidden", "grad_head", "grad_bias")
-    return {n: g if w else None for n, g, w in zip(names, gradients, wanted, strict=True)}
-
-
-# ---- registration with torch: gradients in the forward ---------------------------------------------------
-
-_INPUTS = "Tensor hidden, Tensor head_weight, Tensor? bias, Tensor targets"
-_NUMBERS = "int ignore_index, float[] terms"  # logit_scale, logit_softcap or 0, label_smoothing, z_loss
-_GRADIENTS = "Tensor grad_hidden, Tensor grad_head, Tensor grad_bias"
 _library = Library("pyft", "FRAGMENT")
-_library.define(f"linear_cross_entropy({_INPUTS}, {_NUMBERS}, bool[] wanted) -> (Tensor loss, {_GRADIENTS})")
+_library.define(
+    "linear_cross_entropy_on_cuda(Tensor hidden, Tensor head_weight, Tensor? bias, Tensor targets,"
+    " int ignore_index, float[] terms, bool[] wanted, SymInt? num_targets)"
+    " -> (Tensor loss, Tensor grad_hidden, Tensor grad_head, Tensor grad_bias)"
+)
 
 
 def _empty_gradients(
@@ -139,157 +118,15 @@ def _empty_gradients(
     ignore_index: int,
     terms: list[float],
     wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    loss = torch.empty((), dtype=torch.float32, device=hidden.device)
-    return loss, *_empty_like_inputs((hidden, head_weight, bias), wanted, torch.float32)
+    num_targets: int | None,
+) -> tuple[Tensor, ...]:
+    tensors = zip((hidden, head_weight, bias), wanted, (torch.float32, *[hidden.dtype] * 2), strict=True)
+    loss = hidden.new_empty((), dtype=torch.float32)
+    return loss, *(hidden.new_empty(t.shape if wants else 0, dtype=dtype) for t, wants, dtype in tensors)
 
 
-def _loss_and_gradients(
-    hidden: Tensor,
-    head_weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    ignore_index: int,
-    terms: list[float],
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    loss, *gradients = _empty_gradients(hidden, head_weight, bias, targets, ignore_index, terms, wanted)
-    plan = _plan(hidden, head_weight, terms, any(wanted[1:]))
-    C.linear_cross_entropy(
-        **_contiguous(hidden, head_weight, bias, targets),
-        **_out_arguments(gradients, wanted),
-        workspace=_workspace(plan["workspace_floats"], hidden),
-        loss=loss,
-        ignore_index=ignore_index,
-        terms=terms,
-    )
-    return loss, *gradients
-
-
-def _keep_gradients(ctx, inputs, output) -> None:
-    ctx.dtype, ctx.wanted = inputs[0].dtype, inputs[-1]
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[1:])
-
-
-def _scale_gradients(ctx, grad_loss: Tensor | None, *_) -> tuple:
-    if grad_loss is None:
-        return (None,) * 7
-    needed = zip(ctx.saved_tensors, ctx.wanted, ctx.needs_input_grad[:3], strict=True)
-    scaled = [(g * grad_loss).to(ctx.dtype) if wanted and needs else None for g, wanted, needs in needed]
-    return (*scaled, *[None] * 4)
-
-
-# ---- registration with torch: the loss, later the gradients ----------------------------------------------
-
-_library.define(
-    f"linear_cross_entropy_forward({_INPUTS}, {_NUMBERS}, int kept_rows)"
-    " -> (Tensor loss, Tensor row_stats, Tensor kept_logits)"
-)
-_library.define(
-    f"linear_cross_entropy_backward(Tensor grad_loss, {_INPUTS}, Tensor row_stats, Tensor kept_logits,"
-    f" {_NUMBERS}, bool[] wanted) -> ({_GRADIENTS})"
-)
-
-
-def _empty_kept(
-    hidden: Tensor,
-    head_weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    ignore_index: int,
-    terms: list[float],
-    kept_rows: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    options = {"dtype": torch.float32, "device": hidden.device}
-    row_stats = torch.empty((hidden.shape[0], 2), **options)
-    return torch.empty((), **options), row_stats, torch.empty((kept_rows, head_weight.shape[0]), **options)
-
-
-def _forward(
-    hidden: Tensor,
-    head_weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    ignore_index: int,
-    terms: list[float],
-    kept_rows: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    loss, row_stats, kept_logits = _empty_kept(
-        hidden, head_weight, bias, targets, ignore_index, terms, kept_rows
-    )
-    C.linear_cross_entropy_forward(
-        **_contiguous(hidden, head_weight, bias, targets),
-        workspace=_workspace(hidden.numel(), hidden),
-        loss=loss,
-        row_stats=row_stats,
-        kept_logits=kept_logits,
-        ignore_index=ignore_index,
-        terms=terms,
-    )
-    return loss, row_stats, kept_logits
-
-
-def _empty_late_gradients(
-    grad_loss: Tensor, hidden: Tensor, head_weight: Tensor, bias: Tensor | None, *rest
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_like_inputs((hidden, head_weight, bias), rest[-1], hidden.dtype)
-
-
-def _backward(
-    grad_loss: Tensor,
-    hidden: Tensor,
-    head_weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    row_stats: Tensor,
-    kept_logits: Tensor,
-    ignore_index: int,
-    terms: list[float],
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    gradients = _empty_late_gradients(grad_loss, hidden, head_weight, bias, wanted)
-    num_floats = C.linear_cross_entropy_backward_floats(num_tokens=hidden.shape[0], width=hidden.shape[1])
-    C.linear_cross_entropy_backward(
-        **_contiguous(hidden, head_weight, bias, targets),
-        **_out_arguments(gradients, wanted),
-        grad_loss=grad_loss,
-        row_stats=row_stats,
-        kept_logits=kept_logits,
-        workspace=_workspace(num_floats, hidden),
-        ignore_index=ignore_index,
-        terms=terms,
-    )
-    return gradients
-
-
-def _keep_inputs(ctx, inputs, output) -> None:
-    *tensors, ctx.ignore_index, ctx.terms, _ = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, *output[1:])
-
-
-def _late_gradients(ctx, grad_loss: Tensor | None, *_) -> tuple:
-    if grad_loss is None:
-        return (None,) * 7
-    wanted = list(ctx.needs_input_grad[:3])
-    gradients = torch.ops.pyft.linear_cross_entropy_backward(
-        grad_loss, *ctx.saved_tensors, ctx.ignore_index, ctx.terms, wanted
-    )
-    return (*[g if w else None for g, w in zip(gradients, wanted, strict=True)], *[None] * 4)
-
-
-for _name, _run, _fake in (
-    ("linear_cross_entropy", _loss_and_gradients, _empty_gradients),
-    ("linear_cross_entropy_forward", _forward, _empty_kept),
-    ("linear_cross_entropy_backward", _backward, _empty_late_gradients),
-):
-    _library.impl(_name, _run, "CPU")
-    _library.impl(_name, _run, "CUDA")
-    register_fake(f"pyft::{_name}", _fake, lib=_library)
-register_autograd("pyft::linear_cross_entropy", _scale_gradients, setup_context=_keep_gradients, lib=_library)
+register_fake("pyft::linear_cross_entropy_on_cuda", _empty_gradients, lib=_library)
+_library.impl("linear_cross_entropy_on_cuda", ON_CUDA["linear_cross_entropy_on_cuda"], "CUDA")
 register_autograd(
-    "pyft::linear_cross_entropy_forward", _late_gradients, setup_context=_keep_inputs, lib=_library
+    "pyft::linear_cross_entropy_on_cuda", scale_gradients, setup_context=keep_gradients, lib=_library
 )

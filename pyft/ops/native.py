@@ -74,3 +74,15 @@ def execution(tensor: Tensor) -> Execution:
     """
     stream = torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
     return {"num_threads": num_threads(), "stream": stream}
+
+
+def runs_on_cuda(tensor: Tensor) -> bool:
+    """Whether an operation on `tensor` runs CUDA kernels, on a GPU or, in tests, emulated.
+
+    Args:
+        tensor: one of the operation's inputs.
+
+    Returns:
+        True for a tensor on CUDA, and for every tensor where the kernels are emulated.
+    """
+    return tensor.is_cuda or C.is_emulated

@@ -8,5 +8,6 @@
 #include "pyft/ops/activations.h"
 #include "pyft/ops/context.h"
 #include "pyft/ops/cross_entropy.h"
+#include "pyft/ops/linear_cross_entropy_steps.h"
 #include "pyft/ops/lora.h"
 #include "pyft/ops/nf4.h"
