@@ -60,7 +60,7 @@ __device__ __forceinline__ void store_columns(const float (&acc)[kRankTiles][4],
 }
 
 template <typename T, int kRankTiles>
-__global__ void __launch_bounds__(kLoraThreads) lora_grad_kernel(WideMatrix<const T> wide, GradJob job) {
+__global__ void __launch_bounds__(kLoraThreads, 1) lora_grad_kernel(WideMatrix<const T> wide, GradJob job) {
   using Shared = GradShared<T, kRankTiles>;
   constexpr int kChunks = Shared::kPanel / kTileColumns;
   T* const tile = reinterpret_cast<T*>(dynamic_shared());
