@@ -5,10 +5,10 @@
 #include <exception>
 #include <map>
 #include <memory>
-#include <random>
 #include <string>
 
 #include "emulation/async.h"
+#include "emulation/order.h"
 #include "emulation/shared_bytes.h"
 #include "pyft/error.h"
 
@@ -29,12 +29,7 @@ struct Thread {
   AsyncCopies copies;
 };
 
-std::mt19937_64& generator() {
-  thread_local std::mt19937_64 random(0);
-  return random;
-}
-
-std::size_t draw(std::size_t count) { return static_cast<std::size_t>(generator()() % count); }
+std::size_t draw(std::size_t count) { return Order::current().draw(count); }
 
 std::string text_of(const Dim3& at) {
   return "(" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + ")";
@@ -94,10 +89,13 @@ void Block::run(Dim3 index) {
   arrays_.clear();
   dynamic_ = std::make_unique<SharedBytes>(shape_.shared_bytes, kAlignment);
   start_threads();
+  Order::current().begin_block((threads_.size() + kWarpSize - 1) / kWarpSize);
   while (num_done_ < threads_.size()) {
     while (ready_.empty() && !arrivals_.empty()) perform_arrival();
     if (ready_.empty()) fail_stuck();
-    std::swap(ready_[draw(ready_.size())], ready_.back());
+    const std::size_t place = Order::current().pick(
+        ready_.size(), [&](std::size_t i) { return static_cast<std::size_t>(ready_[i]->rank / kWarpSize); });
+    std::swap(ready_[place], ready_.back());
     current_ = ready_.back();
     ready_.pop_back();
     Fiber::switch_to(scheduler_, current_->fiber);
@@ -261,7 +259,7 @@ void Block::fail_stuck() const {
 
 }  // namespace
 
-void set_seed(std::uint64_t seed) { generator().seed(seed); }
+void set_seed(std::uint64_t seed) { Order::current().set_seed(seed); }
 
 void run(const LaunchShape& shape, const std::function<void()>& kernel) {
   if (running) fail(ErrorKind::kRuntime, "a kernel launches another one");

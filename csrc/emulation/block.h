@@ -37,7 +37,7 @@ struct LaunchShape {
   std::size_t shared_bytes;  // dynamic
 };
 
-// Of all orders drawn from now on. The same seed gives the same run.
+// Of all orders drawn from now on (emulation/order.h). The same seed gives the same run.
 void set_seed(std::uint64_t seed);
 
 // Runs a kernel to its end.

@@ -11,12 +11,13 @@ from pyft.ops import native, reference
 from pyft.ops.nf4 import NF4Weight
 
 # (T, N, K, double_quant, blocks forward, blocks backward): every number of token tiles; sizes that end inside
-# a tile, a step, a word of 8-bit scales; blocks that have whole tiles, share them, or have one unit each.
+# a tile, a step, a word of 8-bit scales; blocks that have whole tiles, share them, have one unit each, or so
+# many that the ring of stages turns twice.
 PRODUCTS = [
     (1, 16, 64, True, 1, 1),
     (3, 264, 320, False, 4, 7),
     (8, 128, 128, True, 1, 2),
-    (9, 72, 1088, True, 3, 3),
+    (9, 72, 1088, True, 1, 1),
     (16, 136, 192, True, 3, 2),
     (19, 40, 448, False, 4, 2),
     (33, 136, 128, True, 2, 3),
