@@ -3,8 +3,9 @@
 //
 //   dx[v] = (softmax[v] (1 + 2 z_loss lse) - (1 - s) [v = y] - s / V) cap'(l[v]) scale
 //
-// linear_cross_entropy_chunk_kernel, one block of 512 threads to a row. The first pass finds the largest
-// logit and the sums; the second writes dx over the products in hidden's dtype, 4096 ids a round:
+// linear_cross_entropy_chunk_kernel, one block to a row, of 512 threads unless V is small. The first pass
+// finds the largest logit and the sums; the second writes dx over the products in hidden's dtype, 4096 ids a
+// round:
 //
 //   round r reads     |          x [4096 r, 4096 r + 4096)          |   float32
 //   round r writes    | dx |  into the floats [2048 r, 2048 r + 2048): read in this round or before, hence a
@@ -47,7 +48,7 @@ __device__ RowSums sums_of_row(const ChunkRows<T>& rows, const float* row) {
   PYFT_SHARED(float, totals_of_warps, kWarpSize);
   float largest = kLowest, sum = 0.0f, total = 0.0f;
   for (std::int64_t first = 8 * static_cast<std::int64_t>(threadIdx.x); first < rows.vocabulary;
-       first += 8 * kThreads) {
+       first += 8 * static_cast<std::int64_t>(blockDim.x)) {
     float values[8];
     rows.load(row, first, values);
     const std::int64_t left = rows.vocabulary - first;
@@ -79,7 +80,8 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t own = 8 * static_cast<std::int64_t>(threadIdx.x);
   if (target == ignore_index) {
     const float zeros[8] = {};
-    for (std::int64_t first = own; first < rows.vocabulary; first += 8 * kThreads)
+    for (std::int64_t first = own; first < rows.vocabulary;
+         first += 8 * static_cast<std::int64_t>(blockDim.x))
       store_run(out, first, rows.vocabulary, rows.is_whole_words, zeros);
     if (threadIdx.x == 0) row_losses[t] = 0.0f;
     return;
@@ -93,7 +95,7 @@ __global__ void __launch_bounds__(kThreads)
 
   const float extra = 2.0f * terms.z_loss * (sums.reference + logf(sums.sum));
   const float inverse = exists ? 1.0f / sums.sum : not_a_number();
-  for (std::int64_t start = 0; start < rows.vocabulary; start += 8 * kThreads) {
+  for (std::int64_t start = 0; start < rows.vocabulary; start += 8 * static_cast<std::int64_t>(blockDim.x)) {
     const std::int64_t first = start + own;
     float values[8];
     rows.load(row, first, values);
@@ -118,8 +120,8 @@ void launch_chunk(const LinearCrossEntropyChunkArgs& args, const Queue& queue) {
                           args.logits.bias.defined ? args.logits.bias.as<const T>() : nullptr,
                           logits_of(args.logits)};
   launch(linear_cross_entropy_chunk_kernel<T>,
-         {"linear_cross_entropy_chunk_kernel", dim3(static_cast<unsigned>(products.shape[0])), dim3(kThreads),
-          0},
+         {"linear_cross_entropy_chunk_kernel", dim3(static_cast<unsigned>(products.shape[0])),
+          dim3(whole_warps((rows.vocabulary + 7) / 8, kThreads)), 0},
          queue, rows, args.row_targets.as<const std::int64_t>(), args.ignore_index,
          terms_of(args.terms, rows.vocabulary), args.row_losses.as<float>());
 }

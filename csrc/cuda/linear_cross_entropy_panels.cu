@@ -15,14 +15,15 @@
 // dear as A: with it, gradients go by chunks (linear_cross_entropy_chunks.cu).
 //
 //   products of a panel, by torch        [C rows x P ids] float32
-//     linear_cross_entropy_panel_kernel  one block of 512 threads to a row, 8 products to a thread, in
-//                                        registers. Writes exp(l - M) cap'(l) over them, in hidden's dtype:
+//     linear_cross_entropy_panel_kernel  one block to a row, 8 products to a thread, in registers; 512
+//                                        threads for 4096 ids. Writes exp(l - M) cap'(l) over them, in
+//                                        hidden's dtype:
 //
 //       before   |x0  |x1  |x2  |x3  | ..  |xP-1 |          4 P bytes a row
 //       after    |w0w1|w2w3| ..      | not used  |          bfloat16: the first half. All of the row has been
 //                                                           read before the barriers in between
 //   A += weights W[panel], by torch      [C x K] float32
-//     linear_cross_entropy_finish_kernel one block of 256 threads to a row
+//     linear_cross_entropy_finish_kernel one block to a row
 //
 // M is the largest logit for float32. For bfloat16 it may stay behind it by up to kSlack, which costs nothing
 // (weights are rounded relative to their size) and nearly always spares the pass over A. A row that is not
@@ -118,7 +119,7 @@ __global__ void __launch_bounds__(kThreads)
   if (has_target) after.target_logit = target_logit;  // one thread of all, once in all panels
   if (!rows.sums || is_new || factor == 1.0f) return;
   float* const sums = rows.sums + t * rows.num_features;
-  for (std::int64_t k = threadIdx.x; k < rows.num_features; k += kThreads) sums[k] *= factor;
+  for (std::int64_t k = threadIdx.x; k < rows.num_features; k += blockDim.x) sums[k] *= factor;
 }
 
 template <typename T>
@@ -146,7 +147,7 @@ __global__ void __launch_bounds__(kFinishThreads)
       logits.scale * logit_gradient(terms, share, extra, true) * logits.cap_slope(target_logit);
   const T* const weight = head_weight + (exists ? target : 0) * width;
   float* const out = grad_hidden + rows[t] * width;
-  for (std::int64_t k = threadIdx.x; k < width; k += kFinishThreads) {
+  for (std::int64_t k = threadIdx.x; k < width; k += blockDim.x) {
     out[k] = of_sums * sums[t * width + k] + of_target * to_float(weight[k]);
   }
 }
@@ -162,8 +163,8 @@ void launch_panel(const LinearCrossEntropyPanelArgs& args, const Queue& queue) {
                        args.sums.defined ? args.sums.as<float>() : nullptr,
                        args.sums.defined ? args.sums.shape[1] : 0};
   launch(linear_cross_entropy_panel_kernel<T>,
-         {"linear_cross_entropy_panel_kernel", dim3(static_cast<unsigned>(products.shape[0])), dim3(kThreads),
-          0},
+         {"linear_cross_entropy_panel_kernel", dim3(static_cast<unsigned>(products.shape[0])),
+          dim3(whole_warps((rows.width + 7) / 8, kThreads)), 0},
          queue, rows, args.logits.bias.defined ? args.logits.bias.as<const T>() : nullptr,
          logits_of(args.logits), args.ignore_index, args.first_id,
          rows.stride % 4 == 0 && is_aligned(rows.products, 16), args.weights.defined);
@@ -174,7 +175,7 @@ void launch_finish(const LinearCrossEntropyFinishArgs& args, const Queue& queue)
   const std::int64_t vocabulary = args.head_weight.shape[0], width = args.head_weight.shape[1];
   launch(linear_cross_entropy_finish_kernel<T>,
          {"linear_cross_entropy_finish_kernel", dim3(static_cast<unsigned>(args.rows.shape[0])),
-          dim3(kFinishThreads), 0},
+          dim3(whole_warps(width, kFinishThreads)), 0},
          queue, args.row_stats.as<const RowStats>(), args.row_targets.as<const std::int64_t>(),
          args.rows.as<const std::int64_t>(), args.ignore_index, args.head_weight.as<const T>(), vocabulary,
          width, logits_of(args.logits), terms_of(args.terms, vocabulary),

@@ -9,6 +9,12 @@ namespace pyft::cuda {
 constexpr int kWarpSize = 32;
 constexpr std::uint32_t kAllLanes = 0xffffffffu;
 
+// How many threads a block has for `count` pieces of work: whole warps, at least one and at most `most`.
+inline unsigned whole_warps(std::int64_t count, int most) {
+  const std::int64_t rounded = (count + kWarpSize - 1) / kWarpSize * kWarpSize;
+  return static_cast<unsigned>(rounded < kWarpSize ? kWarpSize : rounded < most ? rounded : most);
+}
+
 // Each of `width` neighbouring lanes, a power of two, gets the result of all.
 template <int width = kWarpSize, typename T, typename Combine>
 __device__ __forceinline__ T reduce_lanes(T value, Combine combine) {
