@@ -87,6 +87,7 @@ def _inputs(shape: shapes.Shape, dtype: str, device: str, trained: bool) -> dict
 
 def _forwards(targets: Tensor, device: str) -> dict[str, Forward]:
     """Every contender: the summed loss of hidden and head."""
+    num_counted = int((targets != -100).sum())
 
     def logits_of(hidden: Tensor, head: Tensor) -> Tensor:
         if device == "cuda":
@@ -101,7 +102,8 @@ def _forwards(targets: Tensor, device: str) -> dict[str, Forward]:
         return F.cross_entropy(logits_of(hidden[rows], head), targets[rows], reduction="sum")
 
     forwards: dict[str, Forward] = {
-        "pyft": lambda hidden, head: linear_cross_entropy(hidden, head, targets),
+        # Known without a wait, as in training, where the collator counts.
+        "pyft": lambda hidden, head: linear_cross_entropy(hidden, head, targets, num_targets=num_counted),
         "torch": whole,
         "torch counted": counted_only,
     }

@@ -48,6 +48,7 @@ def causal_lm_objective(
             bias=bias_V,
             logit_scale=logit_scale,
             logit_softcap=logit_softcap,
+            num_targets=batch.num_targets,
         )
         return loss, batch.num_targets
 
