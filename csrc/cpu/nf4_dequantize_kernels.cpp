@@ -219,7 +219,7 @@ void nf4_dequantize_transposed_bfloat16(const Nf4View& weight, std::int64_t row0
     const std::int64_t count = at_most(kChunk, num_k - first);
     for (int r = 0; r < kRows; ++r) {
       if (r >= num_rows) {
-        std::memset(decoded[r], 0, sizeof decoded[r]);
+        for (__m256i& value : decoded[r]) value = __m256i{};
         continue;
       }
       const std::int64_t start = (row0 + r) * weight.num_columns + k0 + first;
