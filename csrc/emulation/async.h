@@ -81,6 +81,12 @@ struct BarrierState {
 };
 static_assert(sizeof(BarrierState) == sizeof(Barrier));
 
+inline void init_barrier(Barrier* barrier, int count) {
+  const auto arrivals = static_cast<std::uint16_t>(count);
+  const BarrierState state{BarrierState::kMark, arrivals, arrivals, 0};
+  std::memcpy(barrier, &state, sizeof state);
+}
+
 inline BarrierState read_barrier(const char* what, const Barrier* barrier) {
   BarrierState state;
   std::memcpy(&state, barrier, sizeof state);

@@ -46,7 +46,9 @@ class Block {
   void wait_at(const char* place);
   void barrier();
   void meet(const char* name, std::uint32_t mask, void* operands, Perform perform);
-  void* array(const void* key, std::size_t bytes, std::size_t alignment);
+  void* array(const void* key, std::size_t bytes, std::size_t alignment) {
+    return arrays_.try_emplace(key, bytes, alignment).first->second.begin();
+  }
   void arrive(Barrier* barrier);
   void arrive_after_copies(Barrier* barrier);
   void wait_phase(Barrier* barrier, int parity);
@@ -59,7 +61,10 @@ class Block {
  private:
   static void thread_entry(void* block);
   void start_threads();
-  void wake(Thread& thread);
+  void wake(Thread& thread) {
+    thread.waits_at = nullptr;
+    ready_.push_back(&thread);
+  }
   void perform_arrival();
   void check_end() const;
   [[noreturn]] void fail_stuck() const;
@@ -137,11 +142,6 @@ void Block::thread_entry(void* self) {
   Fiber::switch_to(block.current().fiber, block.scheduler_, true);
 }
 
-void Block::wake(Thread& thread) {
-  thread.waits_at = nullptr;
-  ready_.push_back(&thread);
-}
-
 void Block::wait_at(const char* place) {
   Thread& thread = current();
   thread.waits_at = place;
@@ -199,11 +199,6 @@ void Block::meet(const char* name, std::uint32_t mask, void* operands, Perform p
     other.operands = nullptr;
     wake(other);
   }
-}
-
-void* Block::array(const void* key, std::size_t bytes, std::size_t alignment) {
-  const auto [entry, is_new] = arrays_.try_emplace(key, bytes, alignment);
-  return entry->second.begin();
 }
 
 void Block::arrive(Barrier* barrier) {
@@ -283,12 +278,10 @@ Dim3 block_index() { return running->index(); }
 Dim3 block_shape() { return running->shape().block; }
 Dim3 grid_shape() { return running->shape().grid; }
 int lane() { return running->current().rank % kWarpSize; }
-
 void synchronize_block() { running->barrier(); }
 void collective(const char* name, std::uint32_t mask, void* operands, Perform perform) {
   running->meet(name, mask, operands, perform);
 }
-
 unsigned char* dynamic_shared() { return running->dynamic(); }
 void* shared_array(const void* key, std::size_t bytes, std::size_t alignment) {
   return running->array(key, bytes, alignment);
@@ -299,12 +292,6 @@ void copy_async(void* to, const void* from, int size, int bytes) {
 }
 void commit_async() { running->current().copies.commit(); }
 void wait_async(int num_left) { running->current().copies.wait(num_left); }
-
-void init_barrier(Barrier* barrier, int count) {
-  const auto arrivals = static_cast<std::uint16_t>(count);
-  const BarrierState state{BarrierState::kMark, arrivals, arrivals, 0};
-  std::memcpy(barrier, &state, sizeof state);
-}
 
 void arrive_barrier(Barrier* barrier) { running->arrive(barrier); }
 void arrive_barrier_after_copies(Barrier* barrier) { running->arrive_after_copies(barrier); }

@@ -73,9 +73,9 @@ void commit_async();
 // Returns when no more than the newest `num_left` groups of this thread are under way.
 void wait_async(int num_left);
 
-// mbarrier: 8 bytes of shared memory. A phase ends with its `count` arrivals, and the next begins.
+// mbarrier: 8 bytes of shared memory, begun by init_barrier (async.h). A phase ends with its `count`
+// arrivals, and the next begins.
 using Barrier = std::uint64_t;
-void init_barrier(Barrier* barrier, int count);
 void arrive_barrier(Barrier* barrier);
 // Arrives once all copies that this thread has begun are done, and takes them out of its groups.
 void arrive_barrier_after_copies(Barrier* barrier);

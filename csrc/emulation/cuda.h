@@ -7,6 +7,7 @@
 #include <cstring>
 #include <utility>
 
+#include "emulation/async.h"
 #include "emulation/block.h"
 #include "pyft/dtype.h"
 

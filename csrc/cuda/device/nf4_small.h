@@ -88,7 +88,8 @@ __device__ __forceinline__ void copy_unit(const Stage<kBackward, kTiles>& stage,
   const int first_row = (kBackward ? place.step : place.tile) * S::kRows;
   const int first_column = (kBackward ? place.tile : place.step) * S::kColumns;
   constexpr int kRowPieces = S::kColumns / 32;
-#pragma unroll(kBackward&& kTiles == 4 ? 1 : 2)  // registers
+  constexpr int kUnrolled = kBackward && kTiles == 4 ? 1 : 2;  // one after the other: registers
+#pragma unroll(kUnrolled)
   for (int i = 0; i < kNf4SmallCodeBytes / 16 / 256; ++i) {
     const int row = (thread + 256 * i) / kRowPieces, piece = (thread + 256 * i) % kRowPieces;
     const std::int64_t at =
