@@ -49,6 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--shape", action="append", metavar="T=16,N=4096", help="instead of the listed shapes"
     )
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="one thread's time on the processor, for a CPU that others use too",
+    )
     parser.add_argument("--seconds", type=float, help="time spent on each line: 3, on cuda 0.3")
     parser.add_argument(
         "--rounds", type=int, default=3, help="rounds at least, however long they take (qlora_step: steps)"
@@ -151,14 +156,19 @@ def main() -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
     torch.manual_seed(0)
+    if options.processor_time:
+        if options.device == "cuda" or options.threads not in (None, 1):
+            parser.error("--processor-time goes with --device cpu and one thread")
+        options.threads = 1
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.seconds is None:
         options.seconds = 3.0 if options.device == "cpu" else 0.3
-    clock = clocks.clock_of(options.device)
+    clock = clocks.clock_of(options.device, processor_time=options.processor_time)
     header = {
         "device": device_name(options.device),
         "threads": torch.get_num_threads(),
+        "clock": "processor time" if options.processor_time else "time",
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "versions": peers.versions(),
     }

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,13 @@ def test_a_wrong_result_gets_no_time(bench):
     found = run(bench, case)
     assert found["peer"].seconds is None and found["peer"].graph_seconds is None
     assert "peer: WRONG RESULT, not timed (off by one)" in timing.format_line(case, found)
+
+
+def test_processor_time_leaves_out_what_waits(bench):
+    _, _, clocks = bench
+    waits = lambda: time.sleep(0.05)  # noqa: E731
+    assert clocks.CpuClock().seconds(waits) >= 0.05
+    assert clocks.CpuClock(processor_time=True).seconds(waits) < 0.04
 
 
 def test_the_share_of_the_ceiling_is_of_the_longer_floor(bench):
