@@ -103,6 +103,8 @@ class Results:
     def _table(self) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in self._header["versions"].items())
         lines = [f"# {self._header['device']}", "", versions + "."]
+        if self._header.get("clock") == "processor time":
+            lines += ["", "One thread's time on the processor, which others used too."]
         if self.ceilings is not None:
             lines += [
                 "",
