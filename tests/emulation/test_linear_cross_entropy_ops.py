@@ -175,6 +175,13 @@ def test_no_counted_row_gives_zero_and_zero_gradients(plans, num_rows, trained):
         assert all(torch.equal(result, torch.zeros_like(result)) for result in results)
 
 
+def test_few_counted_among_many_rows(plans):
+    targets = torch.full((2500,), -100)
+    targets[[0, 1, 1024, 1299, 1300, 2499]] = torch.tensor([0, 6, 3, 2, 5, 1])
+    for trained in (FROZEN, TRAINED):
+        check(make_inputs(2500, 2, 7, trained), targets, 6)
+
+
 @pytest.mark.parametrize("ignore_index", [-1, 7])
 def test_one_counted_row_and_another_ignore_index(plans, ignore_index):
     targets = torch.full((9,), ignore_index)
