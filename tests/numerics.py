@@ -87,7 +87,7 @@ def output_gradients(forward, *inputs: Tensor) -> list[Tensor]:
     """The tensor or tensors that `forward` gives, and the gradients of a random weighing of their entries."""
     outputs = forward(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    weights = [random(*t.shape, seed=90 + i).detach().to(t.dtype) for i, t in enumerate(outputs)]
+    weights = [random(*t.shape, seed=90 + i).detach().to(t) for i, t in enumerate(outputs)]
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
     return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs, wanted, weights)]
 

@@ -135,7 +135,9 @@ def test_a_graph_replays_them_on_new_values():
 
     def step() -> list[Tensor]:
         outputs = (swiglu(rms_norm(x, weight, eps=EPS), up), *rotary(q, k, *tables))
-        return [*outputs, *torch.autograd.grad(outputs, leaves, [o.detach() for o in outputs])]
+        # Detached: outputs that live on keep the leaves' nodes, and with them the stream they were made on.
+        values = [output.detach() for output in outputs]
+        return [*values, *torch.autograd.grad(outputs, leaves, values)]
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
