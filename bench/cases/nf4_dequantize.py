@@ -32,7 +32,10 @@ def bitsandbytes_state(bitsandbytes: Any, weight: NF4Weight, dtype: torch.dtype)
     if weight.absmax is not None:
         return weight.codes.unsqueeze(1), functional.QuantState(absmax=weight.absmax, **parts)
     nested = functional.QuantState(
-        absmax=weight.nested_absmax, code=reference.nested_codebook(), blocksize=256, dtype=torch.float32
+        absmax=weight.nested_absmax,
+        code=reference.nested_codebook().to(weight.codes.device),
+        blocksize=256,
+        dtype=torch.float32,
     )
     state = functional.QuantState(absmax=weight.absmax_codes, offset=weight.offset, state2=nested, **parts)
     return weight.codes.unsqueeze(1), state
