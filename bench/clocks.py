@@ -93,6 +93,7 @@ class CudaClock:
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         self._flush = torch.empty(4 * properties.L2_cache_size, dtype=torch.uint8, device="cuda")
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._invalid: list[torch.cuda.CUDAGraph] = []  # torch's allocator goes on asking them
 
     def seconds(self, work: Work) -> float:
         """Run once, with a cold L2 cache, and time it by events.
@@ -125,12 +126,18 @@ class CudaClock:
             for _ in range(3):
                 work()
         torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph):
                 work()
         except RuntimeError as error:
+            # torch leaves an invalid capture half way: its stream stays current, and the default generator
+            # refuses to draw until a capture has ended as it should.
+            self._invalid.append(graph)
+            torch.cuda.set_stream(before)
             torch.cuda.synchronize()
+            with torch.cuda.graph(torch.cuda.CUDAGraph()):
+                self._flush[:1].zero_()
             return str(error).splitlines()[0]
         return graph.replay
 
