@@ -242,9 +242,11 @@ def share_weights(model: nn.Module, peer: nn.Module) -> None:
             nested_map=state.state2.code,
             offset=state.offset,
         )
-        if not torch.equal(weight.codes, ours.base.codes):
-            raise RuntimeError(f"qlora_step: {name} has other NF4 codes in bitsandbytes")
-        for part in ("absmax_codes", "nested_absmax", "offset"):
+        # On a GPU bitsandbytes divides approximately: a value between two codes may get the other one.
+        share = (weight.codes != ours.base.codes).double().mean().item()
+        if share > (1e-5 if weight.codes.is_cuda else 0.0):
+            raise RuntimeError(f"qlora_step: {name} has other NF4 codes in bitsandbytes: {share:.2%}")
+        for part in ("codes", "absmax_codes", "nested_absmax", "offset"):
             setattr(ours.base, part, getattr(weight, part))
         layer.lora_A["default"].weight.copy_(ours.lora_A)
 
