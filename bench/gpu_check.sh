@@ -27,11 +27,11 @@ part build pip install -q --no-build-isolation --no-deps .
 root=$PWD
 cd /
 part device python3 -m pyft.env
-part tests python3 -m pytest -q -m cuda --rootdir "$root" "$root/tests/ops"
+part tests python3 -m pytest -q -m cuda --rootdir "$root" "$root"/tests/ops/test_cuda_*.py
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     part "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
-      python3 -m pytest -q -m "cuda and not slow" -k small --rootdir "$root" "$root/tests/ops"
+      python3 -m pytest -q -m "cuda and not slow" -k small --rootdir "$root" "$root"/tests/ops/test_cuda_*.py
   done
 else
   echo "compute-sanitizer is not here: memcheck and racecheck left out"
