@@ -115,11 +115,13 @@ def run_op(op: str, options: argparse.Namespace, clock: CpuClock | CudaClock, re
     """
     import timing
 
+    if not (listed := listed_shapes(op, options)):
+        return  # before the module, which may import what only another device's cases need
     module = importlib.import_module(f"cases.{op}")
     if options.rows or options.tokenizer:
         module.use_files(options.rows, options.tokenizer)
     dtypes = options.dtype or (DTYPES if options.device == "cpu" else ("bfloat16",))
-    for shape in listed_shapes(op, options):
+    for shape in listed:
         for dtype in getattr(module, "DTYPES", None) or dtypes:
             for case in module.build(shape, dtype, options.device):
                 if results.has(op, case.label):

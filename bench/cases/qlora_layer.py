@@ -112,8 +112,8 @@ def _dense_model(folder: Path, model: nn.Module, device: str) -> nn.Module:
     """The decoder in float32 with the dequantised weights, and no adapter: B is zero."""
     from transformers import AutoModelForCausalLM
 
-    dense = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", device_map=device
+    dense = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").to(
+        device
     )
     for name, layer in model.named_modules():
         if isinstance(layer, LoRALinear):

@@ -256,8 +256,8 @@ def _dense_loss(folder: Path, model: nn.Module, row: SimpleNamespace) -> float:
     """What the first step's loss must be: float32, dense weights, no adapter (B is zero), eager attention."""
     from transformers import AutoModelForCausalLM
 
-    dense = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", device_map=row.input_ids.device
+    dense = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").to(
+        row.input_ids.device
     )
     for name, layer in model.named_modules():
         if isinstance(layer, LoRALinear):
