@@ -3,8 +3,9 @@
 #
 #   bench/gpu_check.sh [FOLDER]     results also go to FOLDER (default: bench/results)
 #
-# Needs nvcc, a CUDA torch, pytest, and what `pip install .` builds with (cmake, ninja, pybind11, setuptools); peers are
-# compared with where they import. Every part runs, whatever became of those before it; the exit code is 1 if one failed.
+# Needs nvcc, a CUDA torch, pytest, and what `pip install .` builds with (cmake, ninja, pybind11, setuptools); the bench's
+# layer and step need transformers, pydantic and pyarrow too. Peers are compared with where they import. Every part runs,
+# whatever became of those before it; the exit code is 1 if one failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:-bench/results}")
@@ -28,10 +29,11 @@ root=$PWD
 cd /
 part device python3 -m pyft.env
 part tests python3 -m pytest -q -m cuda --rootdir "$root" "$root"/tests/ops/test_cuda_*.py
+small="small_sizes or rms_norm or swiglu or rotary or from_logits or from_hidden_states or equals_float64"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     part "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
-      python3 -m pytest -q -m "cuda and not slow" -k small --rootdir "$root" "$root"/tests/ops/test_cuda_*.py
+      python3 -m pytest -q -m "cuda and not slow" -k "$small" --rootdir "$root" "$root"/tests/ops/test_cuda_*.py
   done
 else
   echo "compute-sanitizer is not here: memcheck and racecheck left out"
