@@ -5,10 +5,10 @@
     dS = scaling * dY B
     dX = dY W + drop'(dS A),   dA = dS^T drop(x),   dB = dY^T S
 
-A and B are float32 masters whatever x's dtype; sums are float32, y and dX are rounded once (on CUDA twice, as
-the base product and the addition are two kernels). Dropout's mask is a function of a seed and the position
-(`pyft.ops.dropout`), computed again where it is needed. Left out: a base weight that trains, DoRA, several
-adapters on one layer.
+A and B are float32 masters whatever x's dtype; sums are float32, y and dX are rounded once (on CUDA twice,
+where the base product and the addition are two kernels). Dropout's mask is a function of a seed and the
+position (`pyft.ops.dropout`), computed again where it is needed. Left out: a base weight that trains, DoRA,
+several adapters on one layer.
 
     x ---> lora_linear_node ---> handle ---> lora_linear ---> y
            saves x, A, B; all gradients       saves nothing; hands dY on

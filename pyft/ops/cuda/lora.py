@@ -10,10 +10,11 @@
                 dX = drop'(dS A), dX += dY W
 
 The base product is torch's on a dense weight and panel by panel on an NF4 one (`pyft.ops.cuda.panels`). With
-few tokens NF4 has a kernel that writes its result: the base comes first there, and the addition is added.
-Dropout's mask is computed from its seed wherever it is needed. Each sum is cut into parts by the shape alone
-(`C.plan_lora`), which go to a workspace and are added in order: always the same bits. A and B count with all
-their 24 bits (csrc/cuda/device/split_float.h).
+few tokens NF4 has a kernel that writes its result (`pyft.ops.cuda.small`) and takes the addition along; where
+that is not for the rank, or dX has entries dropped, it is added afterwards. Dropout's mask is computed from
+its seed wherever it is needed. Each sum is cut into parts by the shape alone (`C.plan_lora`), which go to a
+workspace and are added in order: always the same bits. Where the addition has kernels of its own, A and B
+count with all their 24 bits (csrc/cuda/device/split_float.h).
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ from torch import Tensor
 
 from pyft.ops.arguments import matrix, nf4_parts
 from pyft.ops.cuda.panels import backward_panels, linear_panels
+from pyft.ops.cuda.small import backward_small, is_aligned, linear_small, takes_small
 from pyft.ops.native import C, execution
-
-_FEW_TOKENS = 64  # that nf4_linear takes in one kernel
 
 
 def _base(base: Sequence, x: Tensor) -> Tensor | tuple:
@@ -35,9 +35,17 @@ def _base(base: Sequence, x: Tensor) -> Tensor | tuple:
     return base[0].to(x.dtype).contiguous() if base[0].is_floating_point() else nf4_parts(base)
 
 
-def _has_kernel_for_few(base: Sequence, rows: Tensor) -> bool:
-    few = 0 < rows.shape[0] <= _FEW_TOKENS and rows.dtype == torch.bfloat16
-    return few and not base[0].is_floating_point()
+def _is_small(rows: Tensor, weight: Tensor | tuple, *, is_backward: bool) -> bool:
+    """Whether one kernel takes the base product."""
+    if isinstance(weight, Tensor):
+        return False
+    aligned = is_aligned(rows, weight)
+    return takes_small(rows.dtype, rows.shape[0], *weight[5], is_backward=is_backward, is_aligned=aligned)
+
+
+def _is_taken_along(narrow: Tensor, matrix: Tensor, rank: int) -> bool:
+    """Whether that kernel takes the addition too."""
+    return rank % 4 == 0 and rank <= 64 and narrow.data_ptr() % 16 == 0 and matrix.data_ptr() % 16 == 0
 
 
 def _workspace(num_parts: int, result: Tensor | None) -> Tensor | None:
@@ -78,12 +86,15 @@ def _linear(handle: Tensor, x: Tensor, *rest) -> Tensor:
     C.check_lora_linear(x=rows, weight=weight, bias=bias, lora_A=lora_A, lora_B=lora_B, dropout=dropout)
     projected = _project(rows, lora_A, scaling, dropout, seed)
     add = {"projected": projected, "lora_B": lora_B, **execution(x)}
-    if _has_kernel_for_few(base, rows):
-        y = torch.ops.pyft.nf4_linear(rows, *base, bias)
-        C.lora_expand(y=y, bias=None, accumulate=True, **add)
-        return y.view(handle.shape)
     y = x.new_empty(handle.shape)
     out = matrix(y)
+    if _is_small(rows, weight, is_backward=False):
+        if _is_taken_along(projected, lora_B, lora_A.shape[0]):
+            linear_small(rows, weight, out, bias=bias, projected=projected, lora_B=lora_B)
+        else:
+            linear_small(rows, weight, out, bias=bias)
+            C.lora_expand(y=out, bias=None, accumulate=True, **add)
+        return y
     C.lora_expand(y=out, bias=bias, accumulate=False, **add)
     if isinstance(weight, Tensor):
         out.addmm_(rows, weight.T)
@@ -134,11 +145,14 @@ def _grad_x(
     weight = _base(base, grad_y)
     add = {"grad_projected": grad_projected, "lora_A": lora_A, "dropout": dropout, "seed": seed}
     add |= execution(grad_y)
-    if _has_kernel_for_few(base, grad_y):
-        grad_x = torch.ops.pyft.nf4_linear_backward(grad_y, *base)
-        C.lora_expand_backward(grad_x=grad_x, accumulate=True, **add)
-        return grad_x
     grad_x = grad_y.new_empty((grad_y.shape[0], lora_A.shape[1]))
+    if _is_small(grad_y, weight, is_backward=True):
+        if dropout == 0.0 and _is_taken_along(grad_projected, lora_A, lora_A.shape[0]):
+            backward_small(grad_y, weight, grad_x, grad_projected=grad_projected, lora_A=lora_A)
+        else:
+            backward_small(grad_y, weight, grad_x)
+            C.lora_expand_backward(grad_x=grad_x, accumulate=True, **add)
+        return grad_x
     C.lora_expand_backward(grad_x=grad_x, accumulate=False, **add)
     if isinstance(weight, Tensor):
         grad_x.addmm_(grad_y, weight)
