@@ -19,12 +19,16 @@
 // Panels are padded with zeros, so edges run the same code. An element of C is summed over k in runs of kRunK
 // (half of that where there are few), each in a register and then added to C, because a chain of additions
 // loses the more the longer it is. The order depends on the element's tile, so on (M, N, K) alone. Where A
-// has few rows, packing B would cost more than the product: gemm_few_rows.h, gemm_few_nf4_rows.h.
+// has few rows, packing B would cost more than the product: gemm_few_rows.h, gemm_few_nf4_rows.h. On AVX2,
+// which has no instruction for pairs of bfloat16, an NF4 weight is multiplied in integers: gemm_fixed_point.h.
 #include <cstdint>
 
 #include "cpu/bfloat16_pairs.h"
 #include "cpu/gemm_few_nf4_rows.h"
 #include "cpu/gemm_few_rows.h"
+#ifdef PYFT_NF4_PLANES
+#include "cpu/gemm_fixed_point.h"
+#endif
 #include "cpu/gemm_packing.h"
 #include "cpu/kernel_table.h"
 #include "cpu/scratch.h"
@@ -168,6 +172,9 @@ bool holds_bfloat16(const MatrixView& view) {
 void gemm(std::int64_t m, std::int64_t n, std::int64_t k, const MatrixView& a, const MatrixView& b, float* c,
           std::int64_t ldc, bool accumulate) {
   if (m <= 0 || n <= 0) return;
+#ifdef PYFT_NF4_PLANES
+  if (k > 0 && gemm_fixed_point(m, n, k, a, b, c, ldc, accumulate)) return;
+#endif
   if (k <= 0 || (m <= kFewRows && b.kind != MatrixView::Kind::kNf4)) {
     gemm_few_rows(m, n, k, a, b, c, ldc, accumulate);
   } else if (has_few_nf4_rows(m, n, k, b)) {

@@ -146,12 +146,6 @@ bool pack_nf4_blocks(const MatrixView& view, std::int64_t row0, std::int64_t num
   }
   if (first_k % kNf4BlockSize || num_k % (8 * kLanes) || num_k % kNf4BlockSize) return false;
   for (std::int64_t r0 = 0; r0 < num_rows; r0 += kWidth, out += kWidth * num_k) {
-#ifdef PYFT_NF4_PLANES
-    if (kWidth == 16 && view.round_to_bfloat16) {
-      nf4_dequantize_transposed_bfloat16(weight, first_row + r0, num_rows - r0, first_k, num_k, out);
-      continue;
-    }
-#endif
     for (std::int64_t lane0 = 0; lane0 < kWidth; lane0 += kLanes) {
       const std::int64_t left = num_rows - r0 - lane0;
       nf4_dequantize_transposed(weight, first_row + r0 + lane0, left < 0 ? 0 : smaller(left, kLanes), first_k,

@@ -28,10 +28,6 @@ void nf4_dequantize_runs(const Nf4View& weight, std::int64_t row0, std::int64_t 
 void nf4_dequantize_transposed(const Nf4View& weight, std::int64_t row0, std::int64_t num_rows,
                                std::int64_t k0, std::int64_t num_k, bool round_to_bfloat16,
                                std::int64_t width, float* out);
-// The same, rounded to bfloat16, 16 columns wide, on processors that look bytes up (nf4_block.h); num_k is a
-// multiple of 64.
-void nf4_dequantize_transposed_bfloat16(const Nf4View& weight, std::int64_t row0, std::int64_t num_rows,
-                                        std::int64_t k0, std::int64_t num_k, float* out);
 // Scales of blocks first_block, first_block + stride, ...
 void nf4_block_scales(const Nf4View& weight, std::int64_t first_block, std::int64_t stride,
                       std::int64_t num_blocks, float* out);

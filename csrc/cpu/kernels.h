@@ -33,7 +33,7 @@ struct MatrixView {
   std::int64_t column_stride;  // dense, in elements
   const Nf4View* nf4;          // NF4
   bool transposed;             // NF4: element (i, j) is the weight's (j, i)
-  bool round_to_bfloat16;      // NF4: dequantised values are rounded to bfloat16
+  bool round_to_bfloat16;      // NF4: for products in bfloat16, dequantised values rounded to it or finer
   std::int64_t row_offset;     // NF4: of this view's element (0, 0) in the weight, in the view's orientation
   std::int64_t column_offset;
 };

@@ -112,47 +112,6 @@ void dequantize_runs(const Nf4View& weight, std::int64_t row0, std::int64_t num_
   }
 }
 
-#ifdef PYFT_NF4_PLANES
-
-// Vector v of 16 rows as columns: its elements 0 to 7 are those of k = 0, 2, ... of `out`, 8 to 15 those of
-// k = 32, 34, ... A column holds rows 0 and 8, 1 and 9, ... beside each other, so that shifting up and
-// masking make its two vectors of float32.
-template <int kVectors>
-inline void transpose_values(const __m256i (&rows)[16][kVectors], std::int64_t v, float* out) {
-  constexpr int kOrder[8] = {0, 8, 1, 9, 2, 10, 3, 11};
-  for (int half = 0; half < 2; ++half) {
-    __m256i x[8], y[8];
-    for (int i = 0; i < 8; ++i) {
-      const auto part = [&](int row) {
-        return _mm_load_si128(reinterpret_cast<const __m128i*>(&rows[row][v]) + half);
-      };
-      x[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(part(kOrder[i])), part(kOrder[i] + 4), 1);
-    }
-    for (int i = 0; i < 8; i += 2) {
-      y[i] = _mm256_unpacklo_epi16(x[i], x[i + 1]);
-      y[i + 1] = _mm256_unpackhi_epi16(x[i], x[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) {
-      x[i] = _mm256_unpacklo_epi32(y[i], y[i + 2]);
-      x[i + 1] = _mm256_unpackhi_epi32(y[i], y[i + 2]);
-      x[i + 2] = _mm256_unpacklo_epi32(y[i + 1], y[i + 3]);
-      x[i + 3] = _mm256_unpackhi_epi32(y[i + 1], y[i + 3]);
-    }
-    for (int i = 0; i < 4; ++i) {
-      y[2 * i] = _mm256_unpacklo_epi64(x[i], x[i + 4]);
-      y[2 * i + 1] = _mm256_unpackhi_epi64(x[i], x[i + 4]);
-    }
-    for (int k = 0; k < 8; ++k) {
-      float* to = out + (32 * half + 2 * k) * 16;
-      const BitsVector bits = reinterpret_cast<BitsVector>(y[k]);
-      store(to, reinterpret_cast<FloatVector>(bits << 16));
-      store(to + kLanes, reinterpret_cast<FloatVector>(bits & 0xffff0000u));
-    }
-  }
-}
-
-#endif
-
 }  // namespace
 
 void nf4_block_scales(const Nf4View& weight, std::int64_t first_block, std::int64_t stride,
@@ -206,37 +165,6 @@ void nf4_dequantize_transposed(const Nf4View& weight, std::int64_t row0, std::in
     }
   }
 }
-
-#ifdef PYFT_NF4_PLANES
-void nf4_dequantize_transposed_bfloat16(const Nf4View& weight, std::int64_t row0, std::int64_t num_rows,
-                                        std::int64_t k0, std::int64_t num_k, float* out) {
-  // Decoded row by row, so that each row's few cache lines, a power of two apart, are read at once.
-  constexpr int kRows = 16;
-  constexpr std::int64_t kChunk = 4 * kNf4BlockSize;
-  __m256i decoded[kRows][kChunk / 16];
-  Tables<true> tables;
-  for (std::int64_t first = 0; first < num_k; first += kChunk) {
-    const std::int64_t count = at_most(kChunk, num_k - first);
-    for (int r = 0; r < kRows; ++r) {
-      if (r >= num_rows) {
-        for (__m256i& value : decoded[r]) value = __m256i{};
-        continue;
-      }
-      const std::int64_t start = (row0 + r) * weight.num_columns + k0 + first;
-      const std::uint8_t* codes = weight.codes + start / 2;
-      tables.fill(weight, start / kNf4BlockSize, 1, count / kNf4BlockSize);
-      for (std::int64_t block = 0; block < count / kNf4BlockSize; ++block, codes += kNf4BlockSize / 2) {
-        __builtin_prefetch(codes + kRowsAhead * weight.num_columns / 2);
-        tables.decoder.decode_nibbles(tables.of_block[block], codes, decoded[r] + 4 * block);
-      }
-    }
-    for (std::int64_t block = 0; block < count / 16; block += 4) {
-      for (int v = 0; v < 4; ++v) transpose_values(decoded, block + v, out + (v % 2 * 16 + v / 2) * kRows);
-      out += kNf4BlockSize * kRows;
-    }
-  }
-}
-#endif
 
 void nf4_dequantize(const Nf4View& weight, std::int64_t first, std::int64_t last, DType out_dtype,
                     void* out) {

@@ -104,17 +104,6 @@ class BlockDecoder {
     for (int i = 0; i < 2; ++i) _mm256_storeu_si256(reinterpret_cast<__m256i*>(out) + i, pairs[i]);
   }
 
-  // A block as bfloat16 in the order of its nibbles: the even elements, 0 to 14 and 32 to 46 in the halves of
-  // the first vector, 16 to 30 and 48 to 62 in those of the second; then the odd ones.
-  void decode_nibbles(const BlockTable<kRounds>& table, const std::uint8_t* codes, __m256i* out) const {
-    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
-    __m256i pairs[2];
-    for (int odd = 0; odd < 2; ++odd) {
-      look_up_bytes(table, _mm256_and_si256(odd ? bytes : _mm256_srli_epi16(bytes, 4), low_bits_), pairs);
-      for (int i = 0; i < 2; ++i) _mm256_store_si256(out + 2 * odd + i, pairs[i]);
-    }
-  }
-
  private:
   // What round_to_bfloat16 leaves of a NaN, and the rounding below keeps.
   static float plain(float scale) {

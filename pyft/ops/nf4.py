@@ -2,7 +2,7 @@
 
     quantise     absmax[b] = max |w| over block b of 64,  code[i] = nearest codebook entry of w[i] / absmax[b]
     dequantise   w[i] = codebook[code[i]] * absmax[i // 64], in float32, then rounded to the wanted dtype
-    linear       y = x W^T + bias,   dX = dY W,   W rounded to x's dtype, sums in float32
+    linear       y = x W^T + bias,   dX = dY W,   W rounded to x's dtype or finer, sums in float32
 
 The storage is bitsandbytes' to the bit (csrc/include/pyft/nf4_format.h draws it). Left out: NF4 weights that
 are trained, blocks other than 64, FP4.

@@ -45,11 +45,12 @@ def check_against_float64(x: Tensor, weight: NF4Weight, bias: Tensor | None) -> 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_tokens", [1, 3, 8, 9, 19, 97, 423])
-def test_any_number_of_tokens(num_tokens, dtype, monkeypatch):
-    weight, bias = make_weight(70, 132), random(70, seed=3, dtype=dtype)
+@pytest.mark.parametrize("in_features", [132, 320])
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 4, 5, 8, 9, 19, 97, 423])
+def test_any_number_of_tokens(num_tokens, in_features, dtype, monkeypatch):
+    weight, bias = make_weight(70, in_features), random(70, seed=3, dtype=dtype)
     poisoned_empty(monkeypatch)
-    check_against_float64(random(num_tokens, 132, seed=2, dtype=dtype), weight, bias)
+    check_against_float64(random(num_tokens, in_features, seed=2, dtype=dtype), weight, bias)
 
 
 @pytest.mark.parametrize("num_tokens", [2, 40])
@@ -129,13 +130,81 @@ def test_an_expanded_gradient_comes_from_sum():
     assert_close_to_reference(x.grad, expected, nf4_dequantize(weight).sum(dim=0).expand(5, 96), name="dx")
 
 
-def test_non_finite_inputs_reach_the_output():
-    x = random(20, 64, seed=2)
-    x[3, 5] = float("nan")
-    x[4, 6] = float("inf")
-    y = nf4_linear(x, make_weight(48, 64))
-    assert y[3].isnan().all() and not y[4].isfinite().any()
-    assert y[:3].isfinite().all() and y[5:].isfinite().all()
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_tokens", [1, 20])
+def test_non_finite_inputs_reach_the_output(num_tokens, dtype):
+    weight = make_weight(64, 64)
+    backward = torch.ops.pyft.nf4_linear_backward
+    for value in (float("nan"), float("inf")):
+        x = random(num_tokens, 64, seed=2, dtype=dtype)
+        x[0, 5] = value
+        dense = nf4_dequantize(weight, dtype).double()
+        for found, expected in (
+            (nf4_linear(x, weight), x.double() @ dense.T),
+            (backward(x, *storage(weight)), x.double() @ dense),
+        ):
+            assert torch.equal(found.isnan(), expected.isnan())
+            assert torch.equal(found.isinf(), expected.isinf()) and found[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_tokens", [1, 20])
+def test_a_weight_that_is_not_finite_reaches_the_output(num_tokens, dtype):
+    dense = random(64, 128, seed=1)
+    dense[7, 70] = float("nan")
+    weight, x = nf4_quantize(dense, double_quant=False), random(num_tokens, 128, seed=2, dtype=dtype)
+    y = nf4_linear(x, weight)
+    assert y[:, 7].isnan().all() and int(y.isnan().sum()) == num_tokens
+    grad_x = torch.ops.pyft.nf4_linear_backward(x[:, :64].contiguous(), *storage(weight))
+    assert grad_x[:, :64].isfinite().all() and grad_x[:, 64:].isnan().all()
+    weight.absmax[15] = float("inf")
+    assert not nf4_linear(x, weight)[:, 7].isfinite().any()
+    grad_x = torch.ops.pyft.nf4_linear_backward(x[:, :64].contiguous(), *storage(weight))
+    assert grad_x[:, :64].isfinite().all() and not grad_x[:, 64:].isfinite().any()
+
+
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_products_with_the_identity_are_the_weight(double_quant):
+    """In bfloat16 the weights that are multiplied may be finer than bfloat16's, not coarser."""
+    weight = make_weight(192, 128, double_quant)
+    exact = nf4_dequantize(weight).double()
+    backward = torch.ops.pyft.nf4_linear_backward
+    largest = exact.abs().view(192, 2, 64).amax(dim=2, keepdim=True).expand(192, 2, 64).reshape(192, 128)
+    allowed = exact.abs() * 2**-8 + largest * 2.2e-4
+    columns = nf4_linear(torch.eye(128, dtype=torch.bfloat16), weight).double().T
+    rows = backward(torch.eye(192, dtype=torch.bfloat16), *storage(weight)).double()
+    assert ((columns - exact).abs() <= allowed).all() and ((rows - exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("num_tokens", [1, 20])
+@pytest.mark.parametrize("exponent", [-95, -40, 0, 40, 110])
+def test_any_magnitude_in_bfloat16(exponent, num_tokens):
+    """Large and small values far apart, in one run of 64 and in different ones, and rows of zeros."""
+    weight = make_weight(128, 128)
+    x = random(num_tokens, 128, seed=2).double() * 2.0**exponent
+    x[:, 64:] *= 2.0**-12
+    x[:, ::16] *= 2.0**10
+    x[num_tokens // 2] *= num_tokens == 1
+    check_against_float64(x.bfloat16(), weight, None)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 20])
+def test_the_smallest_numbers_of_bfloat16(num_tokens):
+    """They may keep fewer bits, but are neither lost nor made up."""
+    weight = make_weight(128, 128)
+    x = (random(num_tokens, 128, seed=2).double() * 2.0**-122).bfloat16()
+    dense = nf4_dequantize(weight).double()
+    allowed = 2.0**-126 * dense.abs()
+    y, grad_x = nf4_linear(x, weight), torch.ops.pyft.nf4_linear_backward(x, *storage(weight))
+    assert ((y.double() - x.double() @ dense.T).abs() <= allowed.sum(dim=1)).all() and y.any()
+    assert ((grad_x.double() - x.double() @ dense).abs() <= allowed.sum(dim=0)).all() and grad_x.any()
+
+
+def test_a_feature_far_above_the_others():
+    """One feature 1000 times the others, as trained models have."""
+    x = random(24, 256, seed=2)
+    x[:, 17] *= 1000
+    check_against_float64(x.bfloat16(), make_weight(96, 256), None)
 
 
 def test_only_what_is_asked_gets_a_gradient():

@@ -1,0 +1,266 @@
+// Products of bfloat16 rows and an NF4 weight in integers, on AVX2: vpmaddwd multiplies sixteen pairs of
+// 16-bit integers and adds them two by two, where a fused multiply-add takes eight. Included by
+// gemm_kernels.cpp.
+//
+//     c[n, k]  codebook integers (nf4_fixed_point.h)       W = c absmax / kCodeScale
+//     i[m, k]  |i| <= 2^14, of runs of 64 along the sum    A = i 2^e, e of the run's largest magnitude
+//
+//     x W^T:  C[m, n] = sum over blocks b of  absmax[n, b] / kCodeScale 2^e[m, b]  sum over k in b of i c
+//     dY W:   absmax changes along the sum, so it is multiplied into A for each column of blocks:
+//             i = dY[m, n] absmax[n, b] / largest absmax / 2^e, and the largest absmax scales the run's sum
+//
+//       for k0 in K by the runs of A that fit into kPackedBytes:
+//         x W^T: A's strips packed                for j in N by 16 (x W^T) or 64 (dY W), kPanelRuns runs:
+//                                                   dY W: A's strips packed for this column of blocks
+//                                                   panels of B decoded
+//                                                   tiles of kFixedRows x 16: C (+)= strip * panel
+//
+// The inner sums are exact: 64 * 2^14 * 1747 < 2^31. In x W^T values of A within 2^-7 of their run's largest
+// are exact and others off by 2^-15 of it at most; magnitudes below 2^-113 keep fewer bits. Sums of a run are
+// added in float32. What is not finite in A has no integer: such a product is left to float32.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/fixed_point_rows.h"
+#include "cpu/gemm_few_fixed_rows.h"
+#include "cpu/gemm_packing.h"
+#include "cpu/kernel_table.h"
+#include "cpu/nf4_fixed_point.h"
+#include "cpu/scratch.h"
+
+namespace pyft::cpu::PYFT_ISA {
+
+constexpr std::int64_t kPanelRuns = 4;            // 8 KB of a panel, used by every strip while they are near
+constexpr std::int64_t kPackedBytes = 192 << 10;  // of A's integers at one time
+
+constexpr std::int64_t kPanelFloats = kPanelVectors * 8;
+
+// Whether integers can serve: A of bfloat16 rows, B of whole blocks.
+static inline bool fits_fixed_point(std::int64_t n, std::int64_t k, const MatrixView& a,
+                                    const MatrixView& b) {
+  if (b.kind != MatrixView::Kind::kNf4 || !b.round_to_bfloat16 || b.nf4->num_columns % kRun) return false;
+  if (a.kind != MatrixView::Kind::kBFloat16 || a.column_stride != 1) return false;
+  const std::int64_t along = b.transposed ? k : n, first = b.transposed ? b.row_offset : b.column_offset;
+  return along % kRun == 0 && first % kRun == 0;
+}
+
+static inline std::int64_t packed_runs(std::int64_t m, std::int64_t num_runs) {
+  const std::int64_t row_bytes = kRun * 2, fitting = kPackedBytes / (m * row_bytes);
+  return smaller(num_runs, fitting < kPanelRuns ? kPanelRuns : fitting);
+}
+
+// sums += the pair at `pair` times the pairs of 16 columns. As one piece of assembly, because a compiler that
+// may order the rows of a tile multiplies for all of them first and runs out of registers.
+static inline void add_pair_products(const std::int16_t* pair, __m256i b0, __m256i b1, __m256i& sum0,
+                                     __m256i& sum1) {
+  __m256i both, products;
+  asm("vpbroadcastd %[pair], %[both]\n\t"
+      "vpmaddwd %[b0], %[both], %[products]\n\t"
+      "vpmaddwd %[b1], %[both], %[both]\n\t"
+      "vpaddd %[products], %[sum0], %[sum0]\n\t"
+      "vpaddd %[both], %[sum1], %[sum1]"
+      : [sum0] "+x"(sum0), [sum1] "+x"(sum1), [both] "=&x"(both), [products] "=&x"(products)
+      : [pair] "m"(*reinterpret_cast<const std::int16_t (*)[2]>(pair)), [b0] "x"(b0), [b1] "x"(b1));
+}
+
+// sums [kRows, 16] += scales of a run * its integer products.
+template <int kRows>
+__attribute__((noinline)) void add_run(const std::int16_t* a, const float* a_scales, const __m256i* panel,
+                                       const float* column_scales, __m256 (&sums)[kRows][2]) {
+  __m256i run[kRows][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) run[r][0] = run[r][1] = _mm256_setzero_si256();
+  for (const __m256i* end = panel + kPanelVectors; panel < end; panel += 2, a += 2) {
+    const __m256i b0 = _mm256_load_si256(panel), b1 = _mm256_load_si256(panel + 1);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) add_pair_products(a + r * kRun, b0, b1, run[r][0], run[r][1]);
+  }
+  const __m256 scales0 = _mm256_loadu_ps(column_scales), scales1 = _mm256_loadu_ps(column_scales + 8);
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    const __m256 scale = _mm256_set1_ps(a_scales[r]);
+    sums[r][0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(run[r][0]), _mm256_mul_ps(scale, scales0), sums[r][0]);
+    sums[r][1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(run[r][1]), _mm256_mul_ps(scale, scales1), sums[r][1]);
+  }
+}
+
+// C tile (+)= a strip * panels of num_runs runs; only the first rows x columns are written. A tile of fewer
+// rows leaves out the strip's last ones.
+template <int kRows>
+void fixed_tile(std::int64_t num_runs, const std::int16_t* a, const float* a_scales, const __m256i* panels,
+                const float* column_scales, float* c, std::int64_t ldc, std::int64_t rows,
+                std::int64_t columns, bool accumulate) {
+  if constexpr (kRows > 2) {
+    if (rows <= kRows - 2) {
+      return fixed_tile<kRows - 2>(num_runs, a, a_scales, panels, column_scales, c, ldc, rows, columns,
+                                   accumulate);
+    }
+  }
+  __m256 sums[kRows][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
+  for (std::int64_t run = 0; run < num_runs; ++run) {
+    add_run<kRows>(a + run * kFixedRows * kRun, a_scales + run * kFixedRows, panels + run * kPanelVectors,
+                   column_scales + run * kPanelColumns, sums);
+  }
+  for (std::int64_t r = 0; r < smaller(rows, kRows); ++r, c += ldc) {
+    float* from = reinterpret_cast<float*>(sums[r]);
+    if (columns == kPanelColumns) {
+      for (int v = 0; v < 2; ++v) {
+        _mm256_storeu_ps(c + 8 * v,
+                         accumulate ? _mm256_add_ps(_mm256_loadu_ps(c + 8 * v), sums[r][v]) : sums[r][v]);
+      }
+    } else {
+      for (std::int64_t j = 0; j < columns; ++j) c[j] = accumulate ? c[j] + from[j] : from[j];
+    }
+  }
+}
+
+// C += for every strip of A: num_runs runs from `run` on of the packed ones, times `panels`.
+static inline void multiply_strips(const FixedStrips& strips, std::int64_t m, std::int64_t packed_runs,
+                                   std::int64_t run, std::int64_t num_runs, const __m256i* panels,
+                                   const float* column_scales, float* c, std::int64_t ldc,
+                                   std::int64_t columns, bool accumulate) {
+  for (std::int64_t row = 0; row < m; row += kFixedRows, c += kFixedRows * ldc) {
+    const std::int64_t at = row / kFixedRows * packed_runs + run;
+    fixed_tile<kFixedRows>(num_runs, strips.row(at, 0), strips.scales + at * kFixedRows, panels,
+                           column_scales, c, ldc, smaller(kFixedRows, m - row), columns, accumulate);
+  }
+}
+
+// C (+)= x W^T.
+static inline void fixed_by_rows(std::int64_t m, std::int64_t n, std::int64_t k, const RunReader& reader,
+                                 const std::uint16_t* largest, const MatrixView& b, float* c,
+                                 std::int64_t ldc, bool accumulate) {
+  const Nf4View& weight = *b.nf4;
+  const std::int64_t num_runs = k / kRun, blocks_per_row = weight.num_columns / kNf4BlockSize;
+  const std::int64_t at_once = packed_runs(m, num_runs);
+  const FixedStrips strips = FixedStrips::allocate(m, at_once);
+  __m256i* panels = reinterpret_cast<__m256i*>(scratch_floats(Scratch::kGemmB, kPanelRuns * kPanelFloats));
+  const FixedPointDecoder decoder;
+  for (std::int64_t run0 = 0; run0 < num_runs; run0 += at_once) {
+    const std::int64_t packed = smaller(at_once, num_runs - run0);
+    for (std::int64_t row = 0; row < m; ++row) {
+      for (std::int64_t run = 0; run < packed; ++run) {
+        const std::int64_t at = row / kFixedRows * packed + run, r = row % kFixedRows;
+        const RunScale scale(largest[row * num_runs + run0 + run]);
+        __m256i even[4], odd[4];
+        reader.read_integers(row, (run0 + run) * kRun, scale, even, odd);
+        store_pairs(even, odd, strips.row(at, r));
+        strips.scales[at * kFixedRows + r] = scale.scale;
+      }
+    }
+    for (std::int64_t j = 0; j < n; j += kPanelColumns) {
+      const std::int64_t columns = smaller(kPanelColumns, n - j);
+      for (std::int64_t run = 0; run < packed; run += kPanelRuns) {
+        const std::int64_t count = smaller(kPanelRuns, packed - run);
+        const std::int64_t first =
+            (b.column_offset + j) * blocks_per_row + b.row_offset / kNf4BlockSize + run0 + run;
+        float column_scales[kPanelRuns * kPanelColumns] = {};
+        for (std::int64_t i = 0; i < count; ++i) {
+          const std::uint8_t* codes[kPanelColumns];
+          for (std::int64_t column = 0; column < kPanelColumns; ++column) {
+            const std::int64_t block = first + i + (column < columns ? column : 0) * blocks_per_row;
+            codes[column] = weight.codes + block * (kNf4BlockSize / 2);
+          }
+          decoder.decode_rows(codes, panels + i * kPanelVectors);
+          fixed_block_scales(weight, first + i, blocks_per_row, columns, column_scales + i * kPanelColumns);
+        }
+        multiply_strips(strips, m, packed, run, count, panels, column_scales, c + j, ldc, columns,
+                        accumulate || run0 + run > 0);
+      }
+    }
+  }
+}
+
+// What a run's absmax, of one column of blocks, does to A: factors of at most 1 in the order of
+// RunReader::read_integers, and the largest, which the sum is scaled by.
+struct AbsmaxFactors {
+  AbsmaxFactors(const Nf4View& weight, std::int64_t first_block, std::int64_t stride, std::int64_t num_rows) {
+    float scales[kRun] = {};
+    fixed_block_scales(weight, first_block, stride, num_rows, scales);
+    float sum = 0.0f;
+    for (const float scale : scales) {
+      const float magnitude = scale < 0.0f ? -scale : scale;
+      largest = magnitude > largest ? magnitude : largest;
+      sum += magnitude * 0.0f;
+    }
+    const float inverse = largest > kSmallestAbsmax ? 1.0f / largest : 0.0f;
+    for (int i = 0; i < kRun; ++i) by_parity[i / 16 * 16 + i % 2 * 8 + i % 16 / 2] = scales[i] * inverse;
+    largest += sum;  // NaN if one is
+  }
+  float largest = 0.0f;
+  alignas(32) float by_parity[kRun];
+};
+
+// C (+)= dY W.
+static inline void fixed_by_columns(std::int64_t m, std::int64_t n, std::int64_t k, const RunReader& reader,
+                                    const std::uint16_t* largest, const MatrixView& b, float* c,
+                                    std::int64_t ldc, bool accumulate) {
+  constexpr std::int64_t kPanels = kNf4BlockSize / kPanelColumns;
+  const Nf4View& weight = *b.nf4;
+  const std::int64_t num_runs = (k + kRun - 1) / kRun, blocks_per_row = weight.num_columns / kNf4BlockSize;
+  const FixedStrips strips = FixedStrips::allocate(m, 1);
+  __m256i* panels = reinterpret_cast<__m256i*>(scratch_floats(Scratch::kGemmB, kPanels * kPanelFloats));
+  const FixedPointDecoder decoder;
+  for (std::int64_t run = 0; run < num_runs; ++run) {
+    const std::int64_t num_rows = smaller(kRun, k - run * kRun);
+    for (std::int64_t j = 0; j < n; j += kNf4BlockSize) {
+      const std::int64_t first =
+          (b.row_offset + run * kRun) * blocks_per_row + (b.column_offset + j) / kNf4BlockSize;
+      const AbsmaxFactors absmax(weight, first, blocks_per_row, num_rows);
+      for (std::int64_t row = 0; row < m; ++row) {
+        const std::int64_t at = row / kFixedRows, r = row % kFixedRows;
+        const RunScale scale(largest[row * num_runs + run]);
+        const __m256 inverse = _mm256_set1_ps(scale.inverse);
+        __m256i even[4], odd[4];
+        reader.read_integers(
+            row, run * kRun,
+            [&](__m256 value, int i) {
+              return _mm256_mul_ps(_mm256_mul_ps(value, inverse), _mm256_load_ps(absmax.by_parity + 8 * i));
+            },
+            even, odd);
+        store_pairs(even, odd, strips.row(at, r));
+        strips.scales[at * kFixedRows + r] = scale.scale;
+      }
+      const std::uint8_t* codes = weight.codes + first * (kNf4BlockSize / 2);
+      const std::int64_t row_bytes = weight.num_columns / 2;
+      for (std::int64_t step = 0; step < kRun / 2; ++step) {
+        __builtin_prefetch(codes + (2 * step + kRowsAhead) * row_bytes);
+        __builtin_prefetch(codes + (2 * step + 1 + kRowsAhead) * row_bytes);
+        const std::uint8_t* rows = 2 * step < num_rows ? codes + 2 * step * row_bytes : codes;
+        decoder.decode_row_pair(rows, 2 * step + 1 < num_rows ? rows + row_bytes : nullptr, panels + 2 * step,
+                                kPanelVectors);
+      }
+      float column_scales[kPanelColumns];
+      for (float& scale : column_scales) scale = absmax.largest;
+      for (std::int64_t panel = 0; panel < kPanels; ++panel) {
+        multiply_strips(strips, m, 1, 0, 1, panels + panel * kPanelVectors, column_scales,
+                        c + j + panel * kPanelColumns, ldc, kPanelColumns, accumulate || run > 0);
+      }
+    }
+  }
+}
+
+// C (+)= A B in integers; false, and C untouched, where they cannot serve.
+static inline bool gemm_fixed_point(std::int64_t m, std::int64_t n, std::int64_t k, const MatrixView& a,
+                                    const MatrixView& b, float* c, std::int64_t ldc, bool accumulate) {
+  if (!fits_fixed_point(n, k, a, b)) return false;
+  const RunReader reader(a, k);
+  const std::uint16_t* largest = largest_of_runs(m, (k + kRun - 1) / kRun, reader);
+  if (!largest) return false;
+  if (!b.transposed) {
+    fixed_by_columns(m, n, k, reader, largest, b, c, ldc, accumulate);
+  } else if (m <= kFewFixedRows) {
+    multiply_few_fixed_rows<kFewFixedRows>(m, n, k, reader, largest, b, c, ldc, accumulate);
+  } else {
+    fixed_by_rows(m, n, k, reader, largest, b, c, ldc, accumulate);
+  }
+  return true;
+}
+
+}  // namespace pyft::cpu::PYFT_ISA
