@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import platform
 import sys
 from pathlib import Path
@@ -150,6 +151,9 @@ def main() -> int:
         parser.error("--shape goes with one --op")
     if (options.rows or options.tokenizer) and options.op != ["data_preparation"]:
         parser.error("--rows and --tokenizer go with --op data_preparation")
+    # As pyft's own commands do: threads of torch's OpenMP that spin after one contender's turn would take a
+    # core from the next one's.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import clocks
     import peers
     import result_files
