@@ -197,50 +197,63 @@ struct AbsmaxFactors {
   alignas(32) float by_parity[kRun];
 };
 
+// A's rows times a column of blocks' absmax: integers of run `run`, for place `at` of `packed` runs.
+static inline void pack_scaled_run(std::int64_t m, const RunReader& reader, const std::uint16_t* largest,
+                                   std::int64_t num_runs, std::int64_t run, const AbsmaxFactors& absmax,
+                                   std::int64_t packed, std::int64_t at, const FixedStrips& strips) {
+  for (std::int64_t row = 0; row < m; ++row) {
+    const std::int64_t strip_run = row / kFixedRows * packed + at, r = row % kFixedRows;
+    const RunScale scale(largest[row * num_runs + run]);
+    const __m256 inverse = _mm256_set1_ps(scale.inverse);
+    __m256i even[4], odd[4];
+    reader.read_integers(
+        row, run * kRun,
+        [&](__m256 value, int i) {
+          return _mm256_mul_ps(_mm256_mul_ps(value, inverse), _mm256_load_ps(absmax.by_parity + 8 * i));
+        },
+        even, odd);
+    store_pairs(even, odd, strips.row(strip_run, r));
+    strips.scales[strip_run * kFixedRows + r] = scale.scale;
+  }
+}
+
 // C (+)= dY W.
 static inline void fixed_by_columns(std::int64_t m, std::int64_t n, std::int64_t k, const RunReader& reader,
                                     const std::uint16_t* largest, const MatrixView& b, float* c,
                                     std::int64_t ldc, bool accumulate) {
-  constexpr std::int64_t kPanels = kNf4BlockSize / kPanelColumns;
+  constexpr std::int64_t kPanels = kNf4BlockSize / kPanelColumns, kPanelStride = kPanelRuns * kPanelVectors;
   const Nf4View& weight = *b.nf4;
   const std::int64_t num_runs = (k + kRun - 1) / kRun, blocks_per_row = weight.num_columns / kNf4BlockSize;
-  const FixedStrips strips = FixedStrips::allocate(m, 1);
-  __m256i* panels = reinterpret_cast<__m256i*>(scratch_floats(Scratch::kGemmB, kPanels * kPanelFloats));
+  const std::int64_t row_bytes = weight.num_columns / 2;
+  const FixedStrips strips = FixedStrips::allocate(m, kPanelRuns);
+  __m256i* panels =
+      reinterpret_cast<__m256i*>(scratch_floats(Scratch::kGemmB, kPanels * kPanelRuns * kPanelFloats));
   const FixedPointDecoder decoder;
-  for (std::int64_t run = 0; run < num_runs; ++run) {
-    const std::int64_t num_rows = smaller(kRun, k - run * kRun);
+  for (std::int64_t run0 = 0; run0 < num_runs; run0 += kPanelRuns) {
+    const std::int64_t count = smaller(kPanelRuns, num_runs - run0);
     for (std::int64_t j = 0; j < n; j += kNf4BlockSize) {
-      const std::int64_t first =
-          (b.row_offset + run * kRun) * blocks_per_row + (b.column_offset + j) / kNf4BlockSize;
-      const AbsmaxFactors absmax(weight, first, blocks_per_row, num_rows);
-      for (std::int64_t row = 0; row < m; ++row) {
-        const std::int64_t at = row / kFixedRows, r = row % kFixedRows;
-        const RunScale scale(largest[row * num_runs + run]);
-        const __m256 inverse = _mm256_set1_ps(scale.inverse);
-        __m256i even[4], odd[4];
-        reader.read_integers(
-            row, run * kRun,
-            [&](__m256 value, int i) {
-              return _mm256_mul_ps(_mm256_mul_ps(value, inverse), _mm256_load_ps(absmax.by_parity + 8 * i));
-            },
-            even, odd);
-        store_pairs(even, odd, strips.row(at, r));
-        strips.scales[at * kFixedRows + r] = scale.scale;
+      float column_scales[kPanelRuns * kPanelColumns];
+      for (std::int64_t i = 0; i < count; ++i) {
+        const std::int64_t row0 = (run0 + i) * kRun, num_rows = smaller(kRun, k - row0);
+        const std::int64_t first =
+            (b.row_offset + row0) * blocks_per_row + (b.column_offset + j) / kNf4BlockSize;
+        const AbsmaxFactors absmax(weight, first, blocks_per_row, num_rows);
+        pack_scaled_run(m, reader, largest, num_runs, run0 + i, absmax, count, i, strips);
+        for (std::int64_t column = 0; column < kPanelColumns; ++column) {
+          column_scales[i * kPanelColumns + column] = absmax.largest;
+        }
+        const std::uint8_t* codes = weight.codes + first * (kNf4BlockSize / 2);
+        for (std::int64_t step = 0; step < kRun / 2; ++step) {
+          __builtin_prefetch(codes + (2 * step + kRowsAhead) * row_bytes);
+          __builtin_prefetch(codes + (2 * step + 1 + kRowsAhead) * row_bytes);
+          const std::uint8_t* rows = 2 * step < num_rows ? codes + 2 * step * row_bytes : codes;
+          decoder.decode_row_pair(rows, 2 * step + 1 < num_rows ? rows + row_bytes : nullptr,
+                                  panels + i * kPanelVectors + 2 * step, kPanelStride);
+        }
       }
-      const std::uint8_t* codes = weight.codes + first * (kNf4BlockSize / 2);
-      const std::int64_t row_bytes = weight.num_columns / 2;
-      for (std::int64_t step = 0; step < kRun / 2; ++step) {
-        __builtin_prefetch(codes + (2 * step + kRowsAhead) * row_bytes);
-        __builtin_prefetch(codes + (2 * step + 1 + kRowsAhead) * row_bytes);
-        const std::uint8_t* rows = 2 * step < num_rows ? codes + 2 * step * row_bytes : codes;
-        decoder.decode_row_pair(rows, 2 * step + 1 < num_rows ? rows + row_bytes : nullptr, panels + 2 * step,
-                                kPanelVectors);
-      }
-      float column_scales[kPanelColumns];
-      for (float& scale : column_scales) scale = absmax.largest;
       for (std::int64_t panel = 0; panel < kPanels; ++panel) {
-        multiply_strips(strips, m, 1, 0, 1, panels + panel * kPanelVectors, column_scales,
-                        c + j + panel * kPanelColumns, ldc, kPanelColumns, accumulate || run > 0);
+        multiply_strips(strips, m, count, 0, count, panels + panel * kPanelStride, column_scales,
+                        c + j + panel * kPanelColumns, ldc, kPanelColumns, accumulate || run0 > 0);
       }
     }
   }
