@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pyft.config import ConfigError, Stage
-from pyft.data.prepare import PreparedData
 from pyft.data.templates import ChatTemplate, encode_text_prompt
 from pyft.model.adapters import attach_adapters
 from pyft.model.architecture import init_model
@@ -29,6 +28,7 @@ from pyft.trainer.settings import Completion, Question, TrainSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from pyft.data.prepare import PreparedData
     from pyft.trainer.settings import Generate, Objective
 
 
