@@ -6,13 +6,17 @@
 //   A NaN makes absmax NaN and every code 15, so it stays visible after dequantising.
 //
 // kLanes blocks at a time, all scales before the first code: a block alone is one long chain of dependent
-// steps.
+// steps. With AVX2, nf4_codes.h finds the codes of whole blocks of finite values.
 #include <cstdint>
 #include <cstring>
 
 #include "cpu/kernel_table.h"
 #include "cpu/vector.h"
 #include "pyft/nf4_format.h"
+
+#ifdef __AVX2__
+#include "cpu/nf4_codes.h"
+#endif
 
 namespace pyft::cpu::PYFT_ISA {
 namespace {
@@ -21,6 +25,12 @@ inline FloatVector load_floats(const float* from) { return load(from); }
 
 inline FloatVector load_floats(const BFloat16Bits* from) {
   return reinterpret_cast<FloatVector>(load_wide(from) << 16);
+}
+
+constexpr float kInfinity = __builtin_huge_valf();
+
+inline FloatVector plain_nan(FloatVector largest) {
+  return largest == largest ? largest : FloatVector{} + __builtin_nanf("");
 }
 
 // Lane r: the largest magnitude of block r; NaN if any value is. Magnitudes compare as integers in the order
@@ -42,38 +52,24 @@ FloatVector largest_magnitudes(const T* weight, int num_blocks) {
     const IntVector magnitude = reinterpret_cast<IntVector>(largest[i]);
     of_all = magnitude > of_all ? magnitude : of_all;
   }
-  const FloatVector result = reinterpret_cast<FloatVector>(of_all);
-  return result == result ? result : FloatVector{} + __builtin_nanf("");
+  return plain_nan(reinterpret_cast<FloatVector>(of_all));
 }
+
+#ifdef __AVX2__
+FloatVector largest_magnitudes(const BFloat16Bits* weight, int num_blocks) {
+  std::uint32_t largest[kLanes] = {};
+  for (int r = 0; r < num_blocks; ++r) largest[r] = largest_magnitude(weight + r * kNf4BlockSize);
+  return plain_nan(load_bits(largest));
+}
+#endif
 
 constexpr int kZeroCode = 7;
 
-// The bounds as a binary tree: entry 1 is the root, 2 n and 2 n + 1 are below entry n.
-struct BoundsTree {
-  constexpr BoundsTree() : data() {
-    constexpr int kOrder[16] = {0, 7, 3, 11, 1, 5, 9, 13, 0, 2, 4, 6, 8, 10, 12, 14};
-    for (int i = 0; i < 16; ++i) data[i] = kNf4Bounds.data[kOrder[i]];
-  }
-  float data[16];
-};
-constexpr BoundsTree kBoundsTree;
-
 // The number of bounds not above a value, so that a NaN has all 15.
 inline IntVector find_codes(FloatVector value) {
-#ifdef PYFT_VECTOR_LOOK_UP
-  const FloatVector inner = load(kBoundsTree.data), leaves = load(kBoundsTree.data + 16 - kLanes);
-  IntVector node = IntVector{} + 1;
-#pragma GCC unroll 4
-  for (int level = 0; level < 4; ++level) {
-    const FloatVector bound = __builtin_shuffle(level < 3 ? inner : leaves, node);
-    node = node + node + 1 + (value <= bound);  // a true lane is -1
-  }
-  return node - 16;
-#else
   IntVector count = IntVector{} + 15;
-  for (int j = 0; j < 15; ++j) count += value <= kNf4Bounds.data[j];
+  for (int j = 0; j < 15; ++j) count += value <= kNf4Bounds.data[j];  // a true lane is -1
   return count;
-#endif
 }
 
 // Packs the codes of a block, two to a byte.
@@ -84,22 +80,34 @@ inline void store_codes(const std::uint8_t* codes, std::uint8_t* packed) {
 }
 
 template <typename T>
+void encode_plainly(const T* values, float inverse, std::uint8_t* packed) {
+  std::int32_t found[kNf4BlockSize];
+  for (int i = 0; i < kNf4BlockSize; i += kLanes) {
+    const IntVector codes = find_codes(load_floats(values + i) * inverse);
+    std::memcpy(found + i, &codes, sizeof codes);
+  }
+  std::uint8_t codes[kNf4BlockSize];
+  for (int i = 0; i < kNf4BlockSize; ++i) codes[i] = static_cast<std::uint8_t>(found[i]);
+  store_codes(codes, packed);
+}
+
+template <typename T>
 void quantize_whole_blocks(const T* weight, int num_blocks, std::uint8_t* packed, float* absmax) {
   const FloatVector largest = largest_magnitudes(weight, num_blocks);
-  const FloatVector inverse = 1.0f / (largest < kSmallestAbsmax ? FloatVector{} + kSmallestAbsmax : largest);
-  float inverses[kLanes], scales[kLanes];
-  store(inverses, inverse);
+  const FloatVector divisor = largest < kSmallestAbsmax ? FloatVector{} + kSmallestAbsmax : largest;
+  float divisors[kLanes], inverses[kLanes], scales[kLanes];
+  store(divisors, divisor);
+  store(inverses, 1.0f / divisor);
   store(scales, largest);
   std::memcpy(absmax, scales, static_cast<std::size_t>(num_blocks) * sizeof *absmax);
   for (int r = 0; r < num_blocks; ++r, weight += kNf4BlockSize, packed += kNf4BlockSize / 2) {
-    std::int32_t found[kNf4BlockSize];
-    for (int i = 0; i < kNf4BlockSize; i += kLanes) {
-      const IntVector codes = find_codes(load_floats(weight + i) * inverses[r]);
-      std::memcpy(found + i, &codes, sizeof codes);
+#ifdef __AVX2__
+    if (divisors[r] < kInfinity) {  // neither infinity nor NaN in the block
+      encode_block(weight, divisors[r], inverses[r], packed);
+      continue;
     }
-    std::uint8_t bytes[kNf4BlockSize];
-    for (int i = 0; i < kNf4BlockSize; ++i) bytes[i] = static_cast<std::uint8_t>(found[i]);
-    store_codes(bytes, packed);
+#endif
+    encode_plainly(weight, inverses[r], packed);
   }
 }
 

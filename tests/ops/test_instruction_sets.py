@@ -12,7 +12,7 @@ import pytest
 from pyft.ops.native import C
 
 TESTS = Path(__file__).parent
-FILES = ("activations", "lora", "cross_entropy", "loss_terms", "nf4", "nf4_linear")
+FILES = ("activations", "lora", "cross_entropy", "loss_terms", "nf4", "nf4_codes", "nf4_linear")
 OTHERS = [isa for isa in C.supported_cpu_isas() if isa != C.cpu_isa()]
 
 
