@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/huge_pages.h"
 #include "cpu/isa.h"
 #include "cpu/operations.h"
 #include "cpu/parallel.h"
@@ -71,6 +72,7 @@ void nf4_quantize(const Nf4QuantizeArgs& args, int num_threads) {
   const KernelTable& table = kernels();
   const std::int64_t num_weights = args.weight.num_elements();
   const std::int64_t num_blocks = (num_weights + kNf4BlockSize - 1) / kNf4BlockSize;
+  prefer_huge_pages(args.codes.data, args.codes.num_elements());
   parallel_for(num_threads, num_blocks, kBlocksPerPiece, [&](std::int64_t begin, std::int64_t end) {
     table.nf4_quantize(args.weight.data, args.weight.dtype, num_weights, begin, end,
                        args.codes.as<std::uint8_t>(), args.absmax.as<float>());

@@ -123,6 +123,16 @@ def test_equals_plain_torch(shape, double_quant):
     assert (dense - weight).abs().sum() == 0 or (dense - weight).abs().max() <= 0.17 * scale
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_weights_equal_bitsandbytes(dtype):
+    """Codes and values of more than two huge pages, which are asked for and shared out in large pieces."""
+    weight = random_weight((2100, 4096), dtype)
+    packed, state = bnb.quantize_4bit(weight, quant_type="nf4", blocksize=64)
+    ours = nf4_quantize(weight, double_quant=False)
+    assert torch.equal(ours.codes, packed.view(-1)) and torch.equal(ours.absmax, state.absmax)
+    assert torch.equal(nf4_dequantize(ours, dtype), bnb.dequantize_4bit(packed, state))
+
+
 def test_values_of_the_codebook_survive():
     codebook = torch.tensor(C.nf4_codebook())
     weight = (codebook.repeat(4, 3) * torch.tensor([[0.5], [2.0], [0.25], [8.0]])).view(12, 16)
