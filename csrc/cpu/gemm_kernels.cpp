@@ -20,7 +20,8 @@
 // (half of that where there are few), each in a register and then added to C, because a chain of additions
 // loses the more the longer it is. The order depends on the element's tile, so on (M, N, K) alone. Where A
 // has few rows, packing B would cost more than the product: gemm_few_rows.h, gemm_few_nf4_rows.h. On AVX2,
-// which has no instruction for pairs of bfloat16, an NF4 weight is multiplied in integers: gemm_fixed_point.h.
+// which has no instruction for pairs of bfloat16, an NF4 weight is multiplied in integers:
+// gemm_fixed_point.h.
 #include <cstdint>
 
 #include "cpu/bfloat16_pairs.h"
