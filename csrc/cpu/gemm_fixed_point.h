@@ -9,14 +9,15 @@
 //     dY W:   absmax changes along the sum, so it is multiplied into A for each column of blocks:
 //             i = dY[m, n] absmax[n, b] / largest absmax / 2^e, and the largest absmax scales the run's sum
 //
-//       for k0 in K by the runs of A that fit into kPackedBytes:
-//         x W^T: A's strips packed                for j in N by 16 (x W^T) or 64 (dY W), kPanelRuns runs:
-//                                                   dY W: A's strips packed for this column of blocks
-//                                                   panels of B decoded
-//                                                   tiles of kFixedRows x 16: C (+)= strip * panel
+//     x W^T: for runs that fit into kPackedBytes       dY W: for kPanelRuns runs
+//              A's strips packed                               for 64 columns, a block of each row of W
+//              for 16 columns, kPanelRuns runs                   A's strips packed, times absmax
+//                a panel of B decoded                            four panels of B decoded
+//                for strips: C tile (+)= strip * panel           for panels, strips: C tile (+)= strip *
+//                panel
 //
-// The inner sums are exact: 64 * 2^14 * 1747 < 2^31. In x W^T values of A within 2^-7 of their run's largest
-// are exact and others off by 2^-15 of it at most; magnitudes below 2^-113 keep fewer bits. Sums of a run are
+// The inner sums are exact: 64 * 2^14 * 1747 < 2^31. In x W^T values of A within 2^-6 of their run's largest
+// are exact and others off by 2^-14 of it at most; magnitudes below 2^-113 keep fewer bits. Sums of a run are
 // added in float32. What is not finite in A has no integer: such a product is left to float32.
 #pragma once
 
@@ -36,7 +37,6 @@ namespace pyft::cpu::PYFT_ISA {
 
 constexpr std::int64_t kPanelRuns = 4;            // 8 KB of a panel, used by every strip while they are near
 constexpr std::int64_t kPackedBytes = 192 << 10;  // of A's integers at one time
-
 constexpr std::int64_t kPanelFloats = kPanelVectors * 8;
 
 // Whether integers can serve: A of bfloat16 rows, B of whole blocks.
