@@ -17,8 +17,10 @@
 //                panel
 //
 // The inner sums are exact: 64 * 2^14 * 1747 < 2^31. In x W^T values of A within 2^-6 of their run's largest
-// are exact and others off by 2^-14 of it at most; magnitudes below 2^-113 keep fewer bits. Sums of a run are
-// added in float32. What is not finite in A has no integer: such a product is left to float32.
+// are exact and others off by 2^-14 of it at most. In dY W, dY absmax is off by 2^-14 of the run's largest dY
+// times its largest absmax, so a row of W far above its neighbours costs them bits. Below 2^-113 A, and below
+// 2^-102 A times absmax, keep fewer bits too. Sums of a run are added in float32. What is not finite in A has
+// no integer: such a product is left to float32.
 #pragma once
 
 #include <immintrin.h>
@@ -178,11 +180,11 @@ static inline void fixed_by_rows(std::int64_t m, std::int64_t n, std::int64_t k,
 }
 
 // What a run's absmax, of one column of blocks, does to A: factors of at most 1 in the order of
-// RunReader::read_integers, and the largest, which the sum is scaled by.
+// RunReader::read_integers, and the largest / kCodeScale, which the sum is scaled by.
 struct AbsmaxFactors {
   AbsmaxFactors(const Nf4View& weight, std::int64_t first_block, std::int64_t stride, std::int64_t num_rows) {
     float scales[kRun] = {};
-    fixed_block_scales(weight, first_block, stride, num_rows, scales);
+    nf4_block_scales(weight, first_block, stride, num_rows, scales);
     float sum = 0.0f;
     for (const float scale : scales) {
       const float magnitude = scale < 0.0f ? -scale : scale;
@@ -191,7 +193,7 @@ struct AbsmaxFactors {
     }
     const float inverse = largest > kSmallestAbsmax ? 1.0f / largest : 0.0f;
     for (int i = 0; i < kRun; ++i) by_parity[i / 16 * 16 + i % 2 * 8 + i % 16 / 2] = scales[i] * inverse;
-    largest += sum;  // NaN if one is
+    largest = (largest + sum) * (1.0f / kCodeScale);  // NaN if one is
   }
   float largest = 0.0f;
   alignas(32) float by_parity[kRun];

@@ -62,7 +62,8 @@ struct KernelTable {
   int vector_bytes;
 
   // C [M, N] = A [M, K] B [K, N], or C += when `accumulate`. Float32 accumulation in an order that depends on
-  // (M, N, K) only. C is row-major with row stride ldc. K = 0 gives zeros (or leaves C).
+  // (M, N, K), and for bfloat16 times NF4 on whether A is finite, only. C is row-major with row stride ldc.
+  // K = 0 gives zeros (or leaves C).
   void (*gemm)(std::int64_t m, std::int64_t n, std::int64_t k, const MatrixView& a, const MatrixView& b,
                float* c, std::int64_t ldc, bool accumulate);
 

@@ -11,8 +11,8 @@ namespace pyft::cpu {
 
 class WeightPanel {
  public:
-  // Keeps pointers into the tensors; dequantised values are rounded to `compute_dtype`, as a dense weight
-  // would be.
+  // Keeps pointers into the tensors; dequantised values are rounded to `compute_dtype`, in products to it or
+  // finer.
   WeightPanel(const Nf4Tensors& weight, DType compute_dtype);
   // `weight` is float32 or bfloat16 [N, K] with unit column stride.
   explicit WeightPanel(const TensorRef& weight);

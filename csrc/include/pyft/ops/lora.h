@@ -8,7 +8,7 @@ namespace pyft {
 // The frozen weight [N, K] of a layer with an adapter: dense, or NF4 (then `dense` is None).
 struct LoraBase {
   TensorRef dense;  // float32 or bfloat16 [N, K], contiguous
-  Nf4Tensors nf4;   // dequantised values are rounded to x's dtype
+  Nf4Tensors nf4;   // dequantised values are rounded to x's dtype or finer
 };
 
 // drop(x)[t, k] = x[t, k] / (1 - probability), or 0: a pure function of (seed, t * K + k); see

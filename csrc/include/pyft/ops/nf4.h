@@ -58,7 +58,7 @@ struct Nf4Partition {
 
 struct Nf4LinearArgs {
   TensorRef x;        // float32 or bfloat16 [T, K], contiguous
-  Nf4Tensors weight;  // [N, K]; dequantised values are rounded to x's dtype
+  Nf4Tensors weight;  // [N, K]; dequantised values are rounded to x's dtype or finer
   TensorRef bias;     // x's dtype [N], or None
   TensorRef y;        // out: x's dtype [T, N], contiguous
   Nf4Addend addend;
