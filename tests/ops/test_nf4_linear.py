@@ -53,15 +53,16 @@ def test_any_number_of_tokens(num_tokens, in_features, dtype, monkeypatch):
     check_against_float64(random(num_tokens, in_features, seed=2, dtype=dtype), weight, bias)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_tokens", [2, 40])
 @pytest.mark.parametrize(
     ("out_features", "in_features"),
     [(64, 64), (1, 1), (1, 300), (300, 1), (7, 13), (257, 65), (33, 256), (512, 384), (270, 530)],
 )
-def test_any_size_of_the_weight(out_features, in_features, num_tokens, monkeypatch):
+def test_any_size_of_the_weight(out_features, in_features, num_tokens, dtype, monkeypatch):
     weight = make_weight(out_features, in_features)
     poisoned_empty(monkeypatch)
-    check_against_float64(random(num_tokens, in_features, seed=2), weight, None)
+    check_against_float64(random(num_tokens, in_features, seed=2, dtype=dtype), weight, None)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 4, 19])
@@ -198,6 +199,21 @@ def test_the_smallest_numbers_of_bfloat16(num_tokens):
     y, grad_x = nf4_linear(x, weight), torch.ops.pyft.nf4_linear_backward(x, *storage(weight))
     assert ((y.double() - x.double() @ dense.T).abs() <= allowed.sum(dim=1)).all() and y.any()
     assert ((grad_x.double() - x.double() @ dense).abs() <= allowed.sum(dim=0)).all() and grad_x.any()
+
+
+@pytest.mark.parametrize("num_tokens", [1, 20])
+def test_scales_below_zero(num_tokens):
+    """A nested scale may come out so; here they are the largest of their rows and columns of blocks."""
+    weight = make_weight(130, 128, double_quant=False)
+    weight.absmax[::3] *= -4
+    check_against_float64(random(num_tokens, 128, seed=2, dtype=torch.bfloat16), weight, None)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 20])
+def test_tiny_weights_times_large_values(num_tokens):
+    weight = nf4_quantize(random(128, 128, seed=1) * 2.0**-119, double_quant=False)
+    x = random(num_tokens, 128, seed=2) * 2.0**40
+    check_against_float64(x.bfloat16(), weight, None)
 
 
 def test_a_feature_far_above_the_others():
