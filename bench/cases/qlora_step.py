@@ -67,7 +67,8 @@ def build(shape: shapes.Shape, dtype: str, device: str) -> Iterator[Case]:
     """
     losses: dict[str, list[float]] = {}
     peer_name, peer_dtype = PEER, dtype
-    if dtype == "bfloat16" and device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    has = torch.cpu.get_capabilities().get
+    if dtype == "bfloat16" and device == "cpu" and not (has("avx512_bw") or has("bf16")):
         peer_name, peer_dtype = PEER_IN_FLOAT32, "float32"
 
     def recorded(name: str, step: Step) -> Step:

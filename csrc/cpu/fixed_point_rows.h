@@ -61,27 +61,15 @@ class RunReader {
     return static_cast<std::uint16_t>(~_mm_extract_epi16(_mm_minpos_epu16(inverted), 0));
   }
 
-  // The run's values, multiplied and rounded: even elements, and odd ones. Vector i of `multiply` holds the
-  // even elements from 16 (i / 2) on, or the odd ones.
-  template <typename Multiply>
-  void read_integers(std::int64_t row, std::int64_t k0, const Multiply& multiply, __m256i (&even)[4],
-                     __m256i (&odd)[4]) const {
+  // The run's values: vector v of `even` holds the even elements from 16 v on, of `odd` the odd ones.
+  void read_floats(std::int64_t row, std::int64_t k0, __m256 (&even)[4], __m256 (&odd)[4]) const {
     __m256i values[4];
     read(row, k0, values);
     const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
     for (int v = 0; v < 4; ++v) {
-      const __m256 low = _mm256_castsi256_ps(_mm256_slli_epi32(values[v], 16));
-      const __m256 high = _mm256_castsi256_ps(_mm256_and_si256(values[v], upper));
-      even[v] = _mm256_cvtps_epi32(multiply(low, 2 * v));
-      odd[v] = _mm256_cvtps_epi32(multiply(high, 2 * v + 1));
+      even[v] = _mm256_castsi256_ps(_mm256_slli_epi32(values[v], 16));
+      odd[v] = _mm256_castsi256_ps(_mm256_and_si256(values[v], upper));
     }
-  }
-
-  // Divided by the run's scale and rounded.
-  void read_integers(std::int64_t row, std::int64_t k0, const RunScale& scale, __m256i (&even)[4],
-                     __m256i (&odd)[4]) const {
-    const __m256 inverse = _mm256_set1_ps(scale.inverse);
-    read_integers(row, k0, [=](__m256 value, int) { return _mm256_mul_ps(value, inverse); }, even, odd);
   }
 
  private:
@@ -99,6 +87,27 @@ class RunReader {
   std::int64_t row_stride_;
   std::int64_t k_;
 };
+
+// The largest magnitude of a run's values, as RunReader::largest gives it.
+static inline std::uint16_t largest_of(const __m256 (&even)[4], const __m256 (&odd)[4]) {
+  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  __m256 largest = _mm256_setzero_ps();
+  for (int v = 0; v < 4; ++v) {
+    largest = _mm256_max_ps(_mm256_and_ps(even[v], magnitude), largest);
+    largest = _mm256_max_ps(_mm256_and_ps(odd[v], magnitude), largest);
+  }
+  __m128 across = _mm_max_ps(_mm256_castps256_ps128(largest), _mm256_extractf128_ps(largest, 1));
+  across = _mm_max_ps(across, _mm_movehl_ps(across, across));
+  across = _mm_max_ss(across, _mm_movehdup_ps(across));
+  return static_cast<std::uint16_t>(static_cast<std::uint32_t>(_mm_cvtsi128_si32(_mm_castps_si128(across))) >>
+                                    16);
+}
+
+// A run's values divided by its scale and rounded.
+static inline void to_integers(const __m256 (&values)[4], const RunScale& scale, __m256i (&integers)[4]) {
+  const __m256 inverse = _mm256_set1_ps(scale.inverse);
+  for (int v = 0; v < 4; ++v) integers[v] = _mm256_cvtps_epi32(_mm256_mul_ps(values[v], inverse));
+}
 
 // The largest magnitudes of A's runs [m, num_runs]; null if any is not finite.
 static inline const std::uint16_t* largest_of_runs(std::int64_t m, std::int64_t num_runs,
@@ -132,7 +141,11 @@ struct FixedStrips {
 };
 
 // A run's integers in order, so that a 32-bit lane is a pair (k, k + 1).
-static inline void store_pairs(const __m256i (&even)[4], const __m256i (&odd)[4], std::int16_t* to) {
+static inline void store_pairs(const __m256 (&even_values)[4], const __m256 (&odd_values)[4],
+                               const RunScale& scale, std::int16_t* to) {
+  __m256i even[4], odd[4];
+  to_integers(even_values, scale, even);
+  to_integers(odd_values, scale, odd);
   for (int v = 0; v < 4; ++v) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(to) + v,
                        _mm256_blend_epi16(even[v], _mm256_slli_epi32(odd[v], 16), 0xaa));
@@ -140,7 +153,11 @@ static inline void store_pairs(const __m256i (&even)[4], const __m256i (&odd)[4]
 }
 
 // A run's integers in the order of decode_nibbles.
-static inline void store_nibbles(const __m256i (&even)[4], const __m256i (&odd)[4], std::int16_t* to) {
+static inline void store_nibbles(const __m256 (&even_values)[4], const __m256 (&odd_values)[4],
+                                 const RunScale& scale, std::int16_t* to) {
+  __m256i even[4], odd[4];
+  to_integers(even_values, scale, even);
+  to_integers(odd_values, scale, odd);
   const auto join = [](__m256i first, __m256i second) {
     return _mm256_permute4x64_epi64(_mm256_packs_epi32(first, second), 0xd8);
   };

@@ -30,9 +30,9 @@ void fixed_dots(std::int64_t n, std::int64_t k, const RunReader& reader, const s
   for (std::int64_t run = 0; run < num_runs; ++run) {
     for (std::int64_t row = 0; row < kRows; ++row) {
       const RunScale scale(largest[row * num_runs + run]);
-      __m256i even[4], odd[4];
-      reader.read_integers(row, run * kRun, scale, even, odd);
-      store_nibbles(even, odd, integers + (run * kRows + row) * kRun);
+      __m256 even[4], odd[4];
+      reader.read_floats(row, run * kRun, even, odd);
+      store_nibbles(even, odd, scale, integers + (run * kRows + row) * kRun);
       a_scales[run * kRows + row] = scale.scale;
     }
   }

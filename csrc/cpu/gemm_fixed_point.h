@@ -13,14 +13,12 @@
 //              A's strips packed                               for 64 columns, a block of each row of W
 //              for 16 columns, kPanelRuns runs                   A's strips packed, times absmax
 //                a panel of B decoded                            four panels of B decoded
-//                for strips: C tile (+)= strip * panel           for panels, strips: C tile (+)= strip *
-//                panel
+//                for strips: C tile (+)= strip * panel           for panels, strips: C tile (+)= ...
 //
 // The inner sums are exact: 64 * 2^14 * 1747 < 2^31. In x W^T values of A within 2^-6 of their run's largest
-// are exact and others off by 2^-14 of it at most. In dY W, dY absmax is off by 2^-14 of the run's largest dY
-// times its largest absmax, so a row of W far above its neighbours costs them bits. Below 2^-113 A, and below
-// 2^-102 A times absmax, keep fewer bits too. Sums of a run are added in float32. What is not finite in A has
-// no integer: such a product is left to float32.
+// are exact and others off by 2^-14 of it at most. In dY W, dY absmax is off by 2^-14 of the run's largest
+// such product, or of 16 times it. Below 2^-113 A, and below 2^-102 A times absmax, keep fewer bits too. Sums
+// of a run are added in float32. What is not finite in A has no integer: such a product is left to float32.
 #pragma once
 
 #include <immintrin.h>
@@ -29,6 +27,7 @@
 #include <cstring>
 
 #include "cpu/fixed_point_rows.h"
+#include "cpu/fixed_point_tiles.h"
 #include "cpu/gemm_few_fixed_rows.h"
 #include "cpu/gemm_packing.h"
 #include "cpu/kernel_table.h"
@@ -51,87 +50,9 @@ static inline bool fits_fixed_point(std::int64_t n, std::int64_t k, const Matrix
 }
 
 static inline std::int64_t packed_runs(std::int64_t m, std::int64_t num_runs) {
-  const std::int64_t row_bytes = kRun * 2, fitting = kPackedBytes / (m * row_bytes);
+  const std::int64_t row_bytes = kRun * 2;
+  const std::int64_t fitting = kPackedBytes / (m * row_bytes) / kPanelRuns * kPanelRuns;
   return smaller(num_runs, fitting < kPanelRuns ? kPanelRuns : fitting);
-}
-
-// sums += the pair at `pair` times the pairs of 16 columns. As one piece of assembly, because a compiler that
-// may order the rows of a tile multiplies for all of them first and runs out of registers.
-static inline void add_pair_products(const std::int16_t* pair, __m256i b0, __m256i b1, __m256i& sum0,
-                                     __m256i& sum1) {
-  __m256i both, products;
-  asm("vpbroadcastd %[pair], %[both]\n\t"
-      "vpmaddwd %[b0], %[both], %[products]\n\t"
-      "vpmaddwd %[b1], %[both], %[both]\n\t"
-      "vpaddd %[products], %[sum0], %[sum0]\n\t"
-      "vpaddd %[both], %[sum1], %[sum1]"
-      : [sum0] "+x"(sum0), [sum1] "+x"(sum1), [both] "=&x"(both), [products] "=&x"(products)
-      : [pair] "m"(*reinterpret_cast<const std::int16_t (*)[2]>(pair)), [b0] "x"(b0), [b1] "x"(b1));
-}
-
-// sums [kRows, 16] += scales of a run * its integer products.
-template <int kRows>
-__attribute__((noinline)) void add_run(const std::int16_t* a, const float* a_scales, const __m256i* panel,
-                                       const float* column_scales, __m256 (&sums)[kRows][2]) {
-  __m256i run[kRows][2];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) run[r][0] = run[r][1] = _mm256_setzero_si256();
-  for (const __m256i* end = panel + kPanelVectors; panel < end; panel += 2, a += 2) {
-    const __m256i b0 = _mm256_load_si256(panel), b1 = _mm256_load_si256(panel + 1);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) add_pair_products(a + r * kRun, b0, b1, run[r][0], run[r][1]);
-  }
-  const __m256 scales0 = _mm256_loadu_ps(column_scales), scales1 = _mm256_loadu_ps(column_scales + 8);
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-    const __m256 scale = _mm256_set1_ps(a_scales[r]);
-    sums[r][0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(run[r][0]), _mm256_mul_ps(scale, scales0), sums[r][0]);
-    sums[r][1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(run[r][1]), _mm256_mul_ps(scale, scales1), sums[r][1]);
-  }
-}
-
-// C tile (+)= a strip * panels of num_runs runs; only the first rows x columns are written. A tile of fewer
-// rows leaves out the strip's last ones.
-template <int kRows>
-void fixed_tile(std::int64_t num_runs, const std::int16_t* a, const float* a_scales, const __m256i* panels,
-                const float* column_scales, float* c, std::int64_t ldc, std::int64_t rows,
-                std::int64_t columns, bool accumulate) {
-  if constexpr (kRows > 2) {
-    if (rows <= kRows - 2) {
-      return fixed_tile<kRows - 2>(num_runs, a, a_scales, panels, column_scales, c, ldc, rows, columns,
-                                   accumulate);
-    }
-  }
-  __m256 sums[kRows][2];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
-  for (std::int64_t run = 0; run < num_runs; ++run) {
-    add_run<kRows>(a + run * kFixedRows * kRun, a_scales + run * kFixedRows, panels + run * kPanelVectors,
-                   column_scales + run * kPanelColumns, sums);
-  }
-  for (std::int64_t r = 0; r < smaller(rows, kRows); ++r, c += ldc) {
-    float* from = reinterpret_cast<float*>(sums[r]);
-    if (columns == kPanelColumns) {
-      for (int v = 0; v < 2; ++v) {
-        _mm256_storeu_ps(c + 8 * v,
-                         accumulate ? _mm256_add_ps(_mm256_loadu_ps(c + 8 * v), sums[r][v]) : sums[r][v]);
-      }
-    } else {
-      for (std::int64_t j = 0; j < columns; ++j) c[j] = accumulate ? c[j] + from[j] : from[j];
-    }
-  }
-}
-
-// C += for every strip of A: num_runs runs from `run` on of the packed ones, times `panels`.
-static inline void multiply_strips(const FixedStrips& strips, std::int64_t m, std::int64_t packed_runs,
-                                   std::int64_t run, std::int64_t num_runs, const __m256i* panels,
-                                   const float* column_scales, float* c, std::int64_t ldc,
-                                   std::int64_t columns, bool accumulate) {
-  for (std::int64_t row = 0; row < m; row += kFixedRows, c += kFixedRows * ldc) {
-    const std::int64_t at = row / kFixedRows * packed_runs + run;
-    fixed_tile<kFixedRows>(num_runs, strips.row(at, 0), strips.scales + at * kFixedRows, panels,
-                           column_scales, c, ldc, smaller(kFixedRows, m - row), columns, accumulate);
-  }
 }
 
 // C (+)= x W^T.
@@ -150,9 +71,9 @@ static inline void fixed_by_rows(std::int64_t m, std::int64_t n, std::int64_t k,
       for (std::int64_t run = 0; run < packed; ++run) {
         const std::int64_t at = row / kFixedRows * packed + run, r = row % kFixedRows;
         const RunScale scale(largest[row * num_runs + run0 + run]);
-        __m256i even[4], odd[4];
-        reader.read_integers(row, (run0 + run) * kRun, scale, even, odd);
-        store_pairs(even, odd, strips.row(at, r));
+        __m256 even[4], odd[4];
+        reader.read_floats(row, (run0 + run) * kRun, even, odd);
+        store_pairs(even, odd, scale, strips.row(at, r));
         strips.scales[at * kFixedRows + r] = scale.scale;
       }
     }
@@ -180,41 +101,46 @@ static inline void fixed_by_rows(std::int64_t m, std::int64_t n, std::int64_t k,
 }
 
 // What a run's absmax, of one column of blocks, does to A: factors of at most 1 in the order of
-// RunReader::read_integers, and the largest / kCodeScale, which the sum is scaled by.
+// RunReader::read_floats, and the largest / kCodeScale, which the sum is scaled by.
 struct AbsmaxFactors {
   AbsmaxFactors(const Nf4View& weight, std::int64_t first_block, std::int64_t stride, std::int64_t num_rows) {
     float scales[kRun] = {};
     nf4_block_scales(weight, first_block, stride, num_rows, scales);
-    float sum = 0.0f;
+    float sum = 0.0f, smallest = kLargestFloat;
     for (const float scale : scales) {
       const float magnitude = scale < 0.0f ? -scale : scale;
       largest = magnitude > largest ? magnitude : largest;
+      smallest = magnitude > 0.0f && magnitude < smallest ? magnitude : smallest;
       sum += magnitude * 0.0f;
     }
+    is_spread = smallest * kSpread < largest;
     const float inverse = largest > kSmallestAbsmax ? 1.0f / largest : 0.0f;
     for (int i = 0; i < kRun; ++i) by_parity[i / 16 * 16 + i % 2 * 8 + i % 16 / 2] = scales[i] * inverse;
     largest = (largest + sum) * (1.0f / kCodeScale);  // NaN if one is
   }
+  static constexpr float kLargestFloat = 3.4028235e38f, kSpread = 16.0f;
+
   float largest = 0.0f;
+  bool is_spread;  // by more than kSpread
   alignas(32) float by_parity[kRun];
 };
 
-// A's rows times a column of blocks' absmax: integers of run `run`, for place `at` of `packed` runs.
+// A's rows times a column of blocks' absmax: integers of run `run`, for place `at` of `packed` runs. The
+// scale is that of A's own largest value, or of the largest product where a row of W far above the others
+// would leave these few bits.
 static inline void pack_scaled_run(std::int64_t m, const RunReader& reader, const std::uint16_t* largest,
                                    std::int64_t num_runs, std::int64_t run, const AbsmaxFactors& absmax,
                                    std::int64_t packed, std::int64_t at, const FixedStrips& strips) {
   for (std::int64_t row = 0; row < m; ++row) {
     const std::int64_t strip_run = row / kFixedRows * packed + at, r = row % kFixedRows;
-    const RunScale scale(largest[row * num_runs + run]);
-    const __m256 inverse = _mm256_set1_ps(scale.inverse);
-    __m256i even[4], odd[4];
-    reader.read_integers(
-        row, run * kRun,
-        [&](__m256 value, int i) {
-          return _mm256_mul_ps(_mm256_mul_ps(value, inverse), _mm256_load_ps(absmax.by_parity + 8 * i));
-        },
-        even, odd);
-    store_pairs(even, odd, strips.row(strip_run, r));
+    __m256 even[4], odd[4];
+    reader.read_floats(row, run * kRun, even, odd);
+    for (int v = 0; v < 4; ++v) {
+      even[v] = _mm256_mul_ps(even[v], _mm256_load_ps(absmax.by_parity + 16 * v));
+      odd[v] = _mm256_mul_ps(odd[v], _mm256_load_ps(absmax.by_parity + 16 * v + 8));
+    }
+    const RunScale scale(absmax.is_spread ? largest_of(even, odd) : largest[row * num_runs + run]);
+    store_pairs(even, odd, scale, strips.row(strip_run, r));
     strips.scales[strip_run * kFixedRows + r] = scale.scale;
   }
 }

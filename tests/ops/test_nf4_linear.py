@@ -216,6 +216,21 @@ def test_tiny_weights_times_large_values(num_tokens):
     check_against_float64(x.bfloat16(), weight, None)
 
 
+@pytest.mark.parametrize("factor", [1, 8, 20, 100, 1000, 1e6])
+def test_rows_of_the_weight_far_above_the_others(factor):
+    """With a gradient of zero they must not cost the others their precision."""
+    dense = random(192, 128, seed=1) * 0.1
+    dense[::64] *= factor
+    weight, grad_y = nf4_quantize(dense, double_quant=False), random(24, 192, seed=2, dtype=torch.bfloat16)
+    grad_y[:, ::64] = 0
+    assert_close_to_reference(
+        torch.ops.pyft.nf4_linear_backward(grad_y, *storage(weight)),
+        grad_y.double() @ nf4_dequantize(weight).double(),
+        grad_y @ nf4_dequantize(weight, torch.bfloat16),
+        name="dx",
+    )
+
+
 def test_a_feature_far_above_the_others():
     """One feature 1000 times the others, as trained models have."""
     x = random(24, 256, seed=2)
