@@ -14,8 +14,10 @@ from pyft.trainer.settings import TrainSettings
 
 SETTINGS = TrainSettings(learning_rate=1e-2, max_grad_norm=1.0)
 # How far losses and adapters may lie apart. Adam divides by the gradient's size, which leaves the sign of
-# what bfloat16 rounds away, and the second step begins with that.
-DTYPES = {"float32": (torch.float32, 2e-5, 1e-4), "bfloat16": (torch.bfloat16, 5e-3, 8e-2)}
+# what bfloat16 rounds away, and the second step begins with that: after three steps the adapters of bfloat16
+# lie 0.1 to 0.5 from those of float32. Where the CPU multiplies by finer weights than bfloat16's, as on AVX2,
+# the two of bfloat16 are up to 0.16 apart.
+DTYPES = {"float32": (torch.float32, 2e-5, 1e-4), "bfloat16": (torch.bfloat16, 5e-3, 0.25)}
 
 
 def train(folder, dtype):
