@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyft.config import ConfigError, Stage
-from pyft.data.templates import ChatTemplate, encode_text_prompt
+from pyft.config.schema import Stage
+from pyft.data.chat.bind import encode_text_prompt
+from pyft.data.chat.chat_template import ChatTemplate
+from pyft.errors import ConfigError
 from pyft.model.adapters import attach_adapters
 from pyft.model.architecture import init_model
 from pyft.model.device import cuda_problem
@@ -51,7 +53,7 @@ def device_of(stage: Stage) -> str:
     if problem is None:
         return "cuda"
     if wanted == "cuda":
-        raise ConfigError(f"{problem} (train.device: cuda): mend that, or use cpu or auto")
+        raise ConfigError(f"{problem} (train.device: cuda): fix that, or use cpu or auto")
     if torch.cuda.is_available():
         print(f"on the CPU, as {problem}", flush=True)
     return "cpu"

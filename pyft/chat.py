@@ -20,12 +20,13 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pyft.config import ConfigError, run_command
+from pyft.command import run_command
+from pyft.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from pyft.data.templates import ChatTemplate
+    from pyft.data.chat.chat_template import ChatTemplate
 
 _HELP = "/new: forget the conversation   /system TEXT: set the system text   /quit: leave"
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -107,7 +108,7 @@ class Chat:
 
     def _encode(self, turn: dict[str, str]) -> tuple[list[int], list[int]]:
         """The prompt's ids as in training, and the ids that end an answer."""
-        from pyft.data.templates import encode_text_prompt
+        from pyft.data.chat.bind import encode_text_prompt
 
         if self._template is None:
             eos = self._tokenizer.eos_token_id
@@ -152,11 +153,11 @@ def main(options: argparse.Namespace) -> int | None:
 
 
 def _build(options: argparse.Namespace) -> Chat:
-    from pyft.model.results import find_result
+    from pyft.run.result import find_result
 
     result = find_result(options.output_dir)
 
-    from pyft.data.templates import trained_template
+    from pyft.data.chat.bind import trained_template
     from pyft.model.architecture import quiet_transformers
     from pyft.model.device import best_device
     from pyft.model.fitting import check_vocabulary

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from importlib import metadata
 
 from pyft import __version__
-from pyft.config import run_command
+from pyft.command import run_command
 
 PACKAGES = (
     "transformers",
@@ -125,13 +125,13 @@ def version_text(number: int) -> str:
 
 
 def print_environment(_: argparse.Namespace) -> None:
-    """Prints all lines."""
+    """Print all lines."""
     for key, value in describe():
         print(f"{key}: {' '.join(value.split())}")
 
 
 def command_line() -> argparse.ArgumentParser:
-    """Describes the command.
+    """Describe the command.
 
     Returns:
         Its parser.

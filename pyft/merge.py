@@ -20,10 +20,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyft.config import ConfigError, run_command
+from pyft.command import run_command
+from pyft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pyft.model.results import Result
+    from pyft.run.result import Result
 
 _MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
 _TOKENIZER_FILES = (
@@ -60,11 +61,11 @@ def merge_run(
     """
     from pyft.model.adapters import merge_adapters
     from pyft.model.architecture import DTYPES
-    from pyft.model.checkpoint import stored_dtype
     from pyft.model.generate import add_end_marks
     from pyft.model.load import load_model
     from pyft.model.restore import apply_adapter
     from pyft.model.save import save_model
+    from pyft.model.weight_files import stored_dtype
 
     _refuse_taken(Path(dest))
     chosen = DTYPES[dtype] if dtype is not None else stored_dtype(base)
@@ -143,7 +144,7 @@ def main(options: argparse.Namespace) -> None:
         ConfigError: nothing to merge, or nowhere to put it.
     """
     _refuse_taken(Path(options.dest))
-    from pyft.model.results import find_result
+    from pyft.run.result import find_result
 
     result = find_result(options.output_dir)
     if result.base is None:
@@ -171,9 +172,9 @@ def main(options: argparse.Namespace) -> None:
 
 def _end_marks(result: Result) -> list[int]:
     """The ids that end an answer of the tuned model; none where no template is to be had, which is said."""
-    from pyft.data.templates import trained_template
+    from pyft.data.chat.bind import trained_template
     from pyft.model.restore import load_result_tokenizer
-    from pyft.model.results import holds_tokenizer
+    from pyft.run.result import holds_tokenizer
 
     why = f"{result.tokenizer} has no tokenizer"
     if holds_tokenizer(result.tokenizer):

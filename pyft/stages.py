@@ -27,21 +27,25 @@ from pyft.assemble import (
     run_identity,
     train_settings,
 )
-from pyft.config import Recipe, Stage, dump_yaml
-from pyft.data.ledger import format_ledger
-from pyft.data.prepare import PreparedData, prepare, tokenizer_for
-from pyft.data.streaming import StreamSource
-from pyft.data.templates import ChatTemplate, get_template
+from pyft.config.load import Recipe
+from pyft.config.schema import Stage
+from pyft.config.yaml_text import dump_yaml
+from pyft.data.batches.streaming import StreamSource
+from pyft.data.chat.bind import get_template
+from pyft.data.chat.chat_template import ChatTemplate
+from pyft.data.prepare import PreparedData, prepare
+from pyft.data.recipe_tokenizer import tokenizer_for
+from pyft.data.show.ledger import format_ledger
 from pyft.merge import merge_run
 from pyft.model.adapters import trainable_state
-from pyft.model.fused import describe_fused
 from pyft.model.generate import add_end_marks
+from pyft.model.layers.fused import describe_fused
 from pyft.model.memory import memory_kind, peak_memory_bytes, reset_peak_memory
 from pyft.model.trained import TrainedWeights
-from pyft.trainer.files import replace_file
+from pyft.run.files import replace_file
+from pyft.run.lock import claim_folder
+from pyft.run.resume import Plan, plan_run
 from pyft.trainer.loop import Trainer
-from pyft.trainer.resume import Plan, plan_run
-from pyft.trainer.runlock import claim_folder
 from pyft.trainer.signals import SignalWatch
 
 if TYPE_CHECKING:
@@ -150,12 +154,13 @@ class _StageRun:
         data = prepare(stage, tokenizer, template, poll=self._signals.check)
         print(*data.notes, format_ledger(data.ledger), data.preview, sep="\n", flush=True)
         self._signals.check()
+        settings = train_settings(stage)
+        identity = run_identity(stage, self._base, tokenizer, template, data, self._device)
         plan = plan_run(
             self._folder,
             stage.train.resume_from_checkpoint,
-            train_settings(stage),
-            data.train.num_batches,
-            run_identity(stage, self._base, tokenizer, template, data, self._device),
+            settings.total_steps(data.train.num_batches),
+            {**identity, "train": settings.identity()},
         )
         return _Prepared(template, data, plan)
 

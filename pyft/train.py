@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pyft.config import load_recipe, run_command
+from pyft.command import run_command
+from pyft.config.load import load_recipe
 
 
 def train(arguments: argparse.Namespace) -> None:

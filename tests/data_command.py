@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pyft.config import run_command
+from pyft.command import run_command
 from pyft.data.__main__ import main, make_parser
 
 GOOD = [

@@ -12,28 +12,40 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MAY_IMPORT: dict[str, set[str]] = {
-    "config": set(),
-    "recipes": {"config"},
-    "data": {"config"},
-    "ops": set(),
-    "model": {"ops", "config"},
-    "trainer": {"config", "ops"},
-    "chat": {"config", "data.templates", "model"},
-    "merge": {"config", "data.templates", "model"},
-    "env": {"config", "ops"},
-}
-"""Part of pyft -> the parts it may import beside itself. One not here (train, stages) may import any."""
+_DATA_FOLDERS = ("reading", "rows", "tokenizers", "chat", "encode", "prepared", "batches", "show")
+"""The life of a row, in its order: each folder may import those before it."""
 
-TYPES_ONLY: dict[str, set[str]] = {"trainer": {"data.collate"}}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "command": {"errors"},
+    "config": {"errors"},
+    "recipes": {"errors", "command", "config"},
+    **{
+        f"data.{folder}": {"errors", "config", *(f"data.{above}" for above in _DATA_FOLDERS[:place])}
+        for place, folder in enumerate(_DATA_FOLDERS)
+    },
+    "data": {"errors", "command", "config", "data"},
+    "ops": set(),
+    "run": {"errors", "config"},
+    "model": {"errors", "config", "ops", "run"},
+    "tasks": {"errors", "data", "ops", "model.heads"},
+    "trainer": {"errors", "config", "ops", "run"},
+    "chat": {"errors", "command", "config", "data.chat", "model", "run"},
+    "merge": {"errors", "command", "config", "data.chat", "model", "run"},
+    "env": {"errors", "command", "config", "ops"},
+}
+"""Part of pyft -> the parts it may import beside itself; the longest name that fits counts. One not here
+(train, stages, assemble) may import any."""
+
+TYPES_ONLY: dict[str, set[str]] = {"trainer": {"data.batches", "tasks"}}
 ENTRY_POINTS = ("train", "stages", "assemble")
 """Parts that nothing else imports, but each other."""
 
 NATIVE = "_pyft_C"
 PLACES: dict[str, tuple[str, ...]] = {
     NATIVE: ("ops.native",),
-    "datasets": ("data.reading.hub",),
-    "transformers": ("model", "data.encode", "chat", "merge"),
+    "datasets": ("data.reading",),
+    "transformers": ("model", "data.tokenizers", "chat", "merge"),
 }
 """Package -> the only places where it is imported."""
 
@@ -52,7 +64,7 @@ HEAVY = {
 }
 COMMANDS = ("train", "chat", "merge", "data.__main__", "recipes.__main__", "env")
 """Modules run as `python -m pyft.<command>`."""
-LIGHT = ("config", "recipes")
+LIGHT = ("errors", "command", "config", "recipes")
 """Parts whose modules load nothing heavy, however far one follows their imports."""
 
 
@@ -70,7 +82,7 @@ class Module:
 
 
 def read_tree(package: Path) -> dict[str, Module]:
-    """Reads all modules of a package, named from its own name on: `pyft.data.formats`."""
+    """Read all modules of a package, named from its own name on: `pyft.data.rows.formats`."""
     modules: dict[str, Module] = {}
     for path in sorted(package.rglob("*.py")):
         parts = [package.name, *path.relative_to(package).with_suffix("").parts]
@@ -131,12 +143,37 @@ def violations(modules: dict[str, Module], root: str = "pyft") -> list[str]:
         if is_in(local, LIGHT) or local in COMMANDS:
             for heavy, trail in heavy_imports(name, modules):
                 found.append(f"{name}: loads {heavy} through {' -> '.join(trail)}")
+    found.extend(f"{' and '.join(circle)} import each other" for circle in circles(modules))
     return sorted(set(found))
+
+
+def circles(modules: dict[str, Module]) -> list[list[str]]:
+    """Find the groups of modules that reach each other by imports, those inside functions included."""
+    reached = {name: _reached(name, modules) for name in modules}
+    groups = {
+        tuple(sorted(other for other in reached[name] if name in reached[other]))
+        for name in modules
+        if name in reached[name]
+    }
+    return [list(group) for group in sorted(groups)]
+
+
+def _reached(start: str, modules: dict[str, Module]) -> set[str]:
+    found: set[str] = set()
+    queue = [start]
+    while queue:
+        module = modules[queue.pop()]
+        for target in (module.loaded | module.deferred) & modules.keys():
+            # A package named on the way to something inside it is not an import of what it holds.
+            if target not in found and not is_in(module.name, [target]):
+                found.add(target)
+                queue.append(target)
+    return found
 
 
 def _breaches(module: Module, modules: dict[str, Module], root: str) -> Iterator[str]:
     local = module.name.removeprefix(root).removeprefix(".")
-    part = local.split(".")[0]
+    part = max((name for name in MAY_IMPORT if is_in(local, [name])), key=len, default=local.split(".")[0])
     for target in module.loaded | module.deferred | module.types:
         for package, places in PLACES.items():
             only_types = target in module.types and target not in module.loaded | module.deferred
@@ -162,6 +199,38 @@ def _breaches(module: Module, modules: dict[str, Module], root: str) -> Iterator
         is_on_the_way = any(place.startswith(inner + ".") for place in allowed)
         if not is_in(inner, allowed) and not is_on_the_way:
             yield f"imports {inner}; {part} may import {', '.join(sorted(allowed)) or 'nothing of pyft'}"
+
+
+def re_exports(package: Path, readers: Iterable[Path]) -> list[str]:
+    """Find imports of names from a module that has them by an import itself.
+
+    Args:
+        package: the folder whose modules have the names.
+        readers: folders whose files are read for imports.
+
+    Returns:
+        Each as `file: name is from module`.
+    """
+    taken: dict[str, dict[str, str]] = {}
+    for path in sorted(package.rglob("*.py")):
+        name = ".".join([package.name, *path.relative_to(package).with_suffix("").parts])
+        taken[name] = {
+            alias.asname or alias.name: node.module or ""
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package.name)
+            for alias in node.names
+        }
+    found = []
+    for path in sorted(file for folder in readers for file in folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                passed_on = taken.get(node.module or "", {})
+                found.extend(
+                    f"{path}: {alias.name} is from {passed_on[alias.name]}, not {node.module}"
+                    for alias in node.names
+                    if alias.name in passed_on
+                )
+    return found
 
 
 def heavy_imports(start: str, modules: dict[str, Module]) -> Iterator[tuple[str, list[str]]]:

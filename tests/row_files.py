@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pyft.config import DataError, DataSource
-from pyft.data.formats import LeaveOut, Row, RowFormat, convert_record, read_head, resolve_format
+from pyft.config.schema import DataSource
 from pyft.data.reading.chunks import read_chunks
 from pyft.data.reading.files import expand_source
+from pyft.data.rows.fields import LeaveOut
+from pyft.data.rows.formats import RowFormat, convert_record, read_head, resolve_format
+from pyft.data.rows.row import Row
+from pyft.errors import DataError
 
 
 @dataclass

@@ -56,7 +56,7 @@ def call(command: str, *arguments: str, folder: Path = ROOT) -> Answer:
             imported.add(line.rpartition("|")[2].strip())
         else:
             errors.append(line)
-    assert "pyft.config" in imported, "the list of imports is not read"
+    assert "pyft.command" in imported, "the list of imports is not read"
     return Answer(result.returncode, result.stdout, errors, imported & HEAVY)
 
 
@@ -90,7 +90,7 @@ def test_templates_are_shown_without_a_model(tmp_path: Path) -> None:
 
 
 def mistakes(folder: Path, content: bytes | str | None, *overrides: str, command: str = "train") -> list[str]:
-    """Runs a wrong recipe from the folder it lies in; gives its error lines after checking their form."""
+    """Run a wrong recipe from the folder it lies in; gives its error lines after checking their form."""
     if content is not None:
         raw = content.encode() if isinstance(content, str) else content
         (folder / "我的 recipe.yaml").write_bytes(raw)

@@ -16,7 +16,7 @@ from pyft.ops.native import C
 
 
 def run_env(**variables: str) -> dict[str, str]:
-    """Runs the command and returns its lines by key."""
+    """Run the command and returns its lines by key."""
     done = subprocess.run(
         [sys.executable, "-m", "pyft.env"], capture_output=True, text=True, env={**os.environ, **variables}
     )

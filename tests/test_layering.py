@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from layering import COMMANDS, HEAVY, heavy_imports, read_tree, violations
+from layering import COMMANDS, HEAVY, heavy_imports, re_exports, read_tree, violations
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pyft"
 MODULES = read_tree(PACKAGE)
@@ -22,12 +22,16 @@ def test_package_files_hold_a_docstring_only() -> None:
     for path in sorted(PACKAGE.rglob("__init__.py")):
         body = ast.parse(path.read_text(encoding="utf-8")).body
         is_docstring = [isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body]
-        if path.parent == PACKAGE / "config":
-            assert all(isinstance(node, ast.ImportFrom | ast.Assign) for node in body[1:]), path
-        elif path.parent == PACKAGE:
+        if path.parent == PACKAGE:
             assert all(isinstance(node, ast.Assign) for node in body[1:]), path
         else:
             assert is_docstring == [True], path
+
+
+def test_a_name_has_one_address() -> None:
+    """What a module took from another is imported from where it is defined, never passed on."""
+    passed_on = re_exports(PACKAGE, [PACKAGE, PACKAGE.parent / "tests", PACKAGE.parent / "bench"])
+    assert passed_on == []
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if f"pyft.{name}" in MODULES])
@@ -45,28 +49,34 @@ def test_commands_load_nothing_heavy(command: str) -> None:
 
 SOUND = {
     "pyft/__init__.py": '"""pyft."""',
-    "pyft/config/__init__.py": "from pyft.config.load import load",
+    "pyft/config/__init__.py": "",
     "pyft/config/load.py": "import yaml",
     "pyft/ops/__init__.py": "",
     "pyft/ops/native.py": "import torch\nimport _pyft_C",
     "pyft/ops/nf4.py": "import torch\nfrom pyft.ops import native",
     "pyft/data/__init__.py": "",
-    "pyft/data/collate.py": "import torch",
-    "pyft/data/formats.py": "from pyft.data import preview",
+    "pyft/data/batches/collate.py": "import torch",
+    "pyft/data/rows/row.py": "",
+    "pyft/data/rows/formats.py": "from pyft.data.reading import hub\nfrom pyft.data.rows import row",
     "pyft/data/reading/hub.py": "def read():\n    import datasets",
-    "pyft/data/encode.py": "def load():\n    import transformers",
-    "pyft/data/templates.py": "from pyft.config import load",
-    "pyft/data/__main__.py": "from pyft.config import load\ndef main():\n    from pyft.data import collate",
+    "pyft/data/tokenizers/load.py": "def load():\n    import transformers",
+    "pyft/data/chat/bind.py": "from pyft.config import load",
+    "pyft/data/__main__.py": (
+        "from pyft.config import load\ndef main():\n    from pyft.data.batches import collate"
+    ),
     "pyft/model/__init__.py": "",
     "pyft/model/load.py": "import transformers\nfrom pyft.ops.nf4 import f",
+    "pyft/run/__init__.py": "",
+    "pyft/run/resume.py": "from pyft.config import load",
+    "pyft/data/show/ledger.py": "",
     "pyft/trainer/__init__.py": "",
     "pyft/trainer/loop.py": (
         "from typing import TYPE_CHECKING\nfrom pyft.config import load\n"
-        "if TYPE_CHECKING:\n    from pyft.data.collate import Batch"
+        "if TYPE_CHECKING:\n    from pyft.data.batches.collate import Batch"
     ),
-    "pyft/chat.py": "def main():\n    from pyft.model import load\n    from pyft.data.templates import t",
+    "pyft/chat.py": "def main():\n    from pyft.model import load\n    from pyft.data.chat.bind import t",
     "pyft/train.py": "def main():\n    from pyft import stages",
-    "pyft/stages.py": "import torch\nfrom pyft.trainer.loop import T\nfrom pyft.data import collate",
+    "pyft/stages.py": "import torch\nfrom pyft.trainer.loop import T\nfrom pyft.data.batches import collate",
 }
 
 
@@ -85,41 +95,51 @@ def test_a_sound_tree_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "text", "breach"),
     [
-        ("config/load.py", "from pyft.data.collate import Batch", "imports data.collate"),
+        ("config/load.py", "from pyft.data.batches.collate import Batch", "imports data.batches.collate"),
         ("config/load.py", "def f():\n    import pyft.ops.nf4", "imports ops.nf4"),
         ("config/load.py", "import torch", "loads torch"),
+        ("errors.py", "from pyft.config.load import load", "imports config.load"),
+        ("data/reading/hub.py", "from pyft.data.rows import formats", "imports data.rows.formats"),
+        ("data/batches/collate.py", "from pyft.data.show import ledger", "imports data.show"),
+        ("data/rows/row.py", "from pyft.data.rows import formats", "import each other"),
+        ("run/resume.py", "from pyft.trainer.loop import T", "imports trainer.loop"),
+        ("model/load.py", "from pyft.data.rows.formats import x", "imports data.rows.formats"),
         ("config/load.py", "from ..ops import nf4", "imports ops.nf4"),
         ("config/load.py", "try:\n    import torch\nexcept ImportError:\n    pass", "loads torch"),
         ("config/load.py", "class C:\n    import torch.nn as nn", "loads torch"),
         ("config/load.py", "import importlib\nimportlib.import_module('torch')", "loads torch"),
-        ("data/collate.py", "from pyft.model.load import x", "imports model.load"),
-        ("data/collate.py", "from pyft.ops import nf4", "imports ops.nf4"),
-        ("data/collate.py", "import datasets", "imports datasets"),
-        ("data/collate.py", "def f():\n    from datasets import load_dataset", "imports datasets"),
-        ("data/collate.py", "import transformers", "imports transformers"),
+        ("data/batches/collate.py", "from pyft.model.load import x", "imports model.load"),
+        ("data/batches/collate.py", "from pyft.ops import nf4", "imports ops.nf4"),
+        ("data/batches/collate.py", "import datasets", "imports datasets"),
+        ("data/batches/collate.py", "def f():\n    from datasets import load_dataset", "imports datasets"),
+        ("data/batches/collate.py", "import transformers", "imports transformers"),
         ("ops/nf4.py", "import _pyft_C", "imports _pyft_C"),
         ("ops/nf4.py", "def f():\n    import _pyft_C", "imports _pyft_C"),
         ("ops/nf4.py", "from transformers import AutoModel", "imports transformers"),
         ("ops/nf4.py", "from pyft.config import load", "imports config"),
-        ("model/load.py", "from pyft.data.templates import t", "imports data.templates"),
+        ("model/load.py", "from pyft.data.chat.bind import t", "imports data.chat.bind"),
         ("model/load.py", "from pyft.trainer import loop", "imports trainer.loop"),
         ("trainer/loop.py", "from pyft.model import load", "imports model.load"),
-        ("trainer/loop.py", "from pyft.data.collate import Batch", "imports data.collate"),
-        ("trainer/loop.py", "def f():\n    from pyft.data.formats import x", "imports data.formats"),
+        ("trainer/loop.py", "from pyft.data.batches.collate import Batch", "imports data.batches.collate"),
         (
             "trainer/loop.py",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pyft.data.formats import Row",
-            "imports data.formats",
+            "def f():\n    from pyft.data.rows.formats import x",
+            "imports data.rows.formats",
+        ),
+        (
+            "trainer/loop.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pyft.data.rows.formats import Row",
+            "imports data.rows.formats",
         ),
         ("trainer/loop.py", "import transformers", "imports transformers"),
-        ("chat.py", "def f():\n    from pyft.data.collate import x", "imports data.collate"),
+        ("chat.py", "def f():\n    from pyft.data.batches.collate import x", "imports data.batches.collate"),
         ("chat.py", "def f():\n    from pyft.trainer.loop import x", "imports trainer.loop"),
         ("chat.py", "import torch", "loads torch"),
         ("chat.py", "from pyft.model.load import x", "loads transformers"),
         ("model/load.py", "from pyft.train import main", "imports train"),
-        ("data/collate.py", "import tests.numerics", "imports tests.numerics"),
+        ("data/batches/collate.py", "import tests.numerics", "imports tests.numerics"),
         ("train.py", "import pyft.stages", "loads torch"),
-        ("train.py", "from pyft.data import collate", "loads torch"),
+        ("train.py", "from pyft.data.batches import collate", "loads torch"),
         ("data/__init__.py", "import torch", "loads torch"),
         ("__init__.py", "import torch", "loads torch"),
     ],

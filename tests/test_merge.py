@@ -15,11 +15,12 @@ from tiny_models import byte_tokenizer, random_samples, saved_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pyft import merge
-from pyft.config import ConfigError, run_command
+from pyft.command import run_command
+from pyft.errors import ConfigError
 from pyft.model.adapters import adapted_layers, attach_adapters
 from pyft.model.load import load_model
-from pyft.model.results import find_result
 from pyft.model.save import save_adapter, save_model
+from pyft.run.result import find_result
 
 # peft 0.21 asks transformers 5.23+ under a name that is deprecated there.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -235,7 +236,7 @@ def test_between_stages_the_merged_result_is_the_next_base(tmp_path, base):
 
 def test_help_and_errors_need_no_torch():
     script = (
-        "import sys; from pyft import merge, chat; from pyft.config import run_command\n"
+        "import sys; from pyft import merge, chat; from pyft.command import run_command\n"
         "assert run_command(merge.main, merge._parser(), ['absent', 'dest']) == 2\n"
         "assert run_command(chat.main, chat._parser(), ['absent']) == 2\n"
         "assert run_command(chat.main, chat._parser(), ['--help']) == 0\n"

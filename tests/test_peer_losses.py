@@ -10,7 +10,8 @@ from tiny_models import pack, random_samples, saved_model
 from torch import nn
 
 from pyft.assemble import build_objective
-from pyft.model.adapters import LoRALinear, attach_adapters
+from pyft.model.adapters import attach_adapters
+from pyft.model.layers.lora_linear import LoRALinear
 from pyft.model.load import enable_gradient_checkpointing, load_model
 from pyft.ops.nf4 import nf4_from_bitsandbytes
 from pyft.trainer.optim import Optimizer

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from pyft.config import load_recipe, run_command, shipped_recipes
+from pyft.command import run_command
 from pyft.config.foreign import FOREIGN_NAMES
+from pyft.config.load import load_recipe
+from pyft.config.shipped import shipped_recipes
 from pyft.recipes.__main__ import command_line, main
 
 FOR_REAL_MODELS = ("pretrain_full", "pretrain_qlora", "sft_full", "sft_lora", "sft_qlora")

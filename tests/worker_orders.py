@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 
-from pyft.data.worker import EncodedChunk
+from pyft.data.prepared.chunk import EncodedChunk
 
 
 class Orders:

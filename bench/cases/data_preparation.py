@@ -28,12 +28,13 @@ import shapes
 from chat_rows import Turns
 from timing import Case
 
-from pyft.config import Stage, load_recipe
-from pyft.data.converters.registry import CONVERTERS
-from pyft.data.encode import RowEncoder, build_tokenizer, load_tokenizer
+from pyft.config.load import load_recipe
+from pyft.config.schema import Stage
+from pyft.data.chat.bind import get_template
+from pyft.data.encode.rows.rows import RowEncoder, build_tokenizer, load_tokenizer
+from pyft.data.encode.rows.sample import EncodeOptions
 from pyft.data.prepare import prepare
-from pyft.data.samples import EncodeOptions
-from pyft.data.templates import get_template
+from pyft.data.rows.registry import CONVERTERS
 
 DTYPES = ("text",)
 TEMPLATE = "qwen_chat"

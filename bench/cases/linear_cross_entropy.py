@@ -31,7 +31,7 @@ from torch import Tensor
 
 from pyft.model.memory import peak_memory_bytes, reset_peak_memory
 from pyft.ops import reference
-from pyft.ops.cross_entropy import linear_cross_entropy
+from pyft.ops.linear_cross_entropy import linear_cross_entropy
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 

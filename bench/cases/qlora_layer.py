@@ -24,7 +24,7 @@ from cases.qlora_step import PEER, load_ours, load_peer, share_weights
 from timing import OURS, Case
 from torch import Tensor, nn
 
-from pyft.model.adapters import LoRALinear
+from pyft.model.layers.lora_linear import LoRALinear
 
 _VOCABULARY = 256
 

@@ -39,7 +39,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pyft.assemble import build_objective
-from pyft.model.adapters import LoRALinear, attach_adapters
+from pyft.model.adapters import attach_adapters
+from pyft.model.layers.lora_linear import LoRALinear
 from pyft.model.load import enable_gradient_checkpointing, load_model
 from pyft.model.memory import peak_memory_bytes, reset_peak_memory
 from pyft.ops.nf4 import nf4_from_bitsandbytes

@@ -17,15 +17,15 @@ from pyft.config.values import HUB_PREFIX
 
 @dataclass(frozen=True)
 class Contradiction:
-    """Values that exclude each other: where to look, what it is, how to mend it."""
+    """Values that exclude each other: where to look, what it is, how to fix it."""
 
     path: KeyPath
     what: str
-    mend: str
+    fix: str
 
 
 def contradictions(stage: dict[str, Any], *, is_first: bool) -> Iterator[Contradiction]:
-    """Finds what does not fit together.
+    """Find what does not fit together.
 
     Args:
         stage: the plain mapping of one stage, merged, with mappings (or wrong types) for its sections.
@@ -183,7 +183,7 @@ def _given(stage: dict[str, Any], section: str, key: str) -> Any:
 
 
 def _value(stage: dict[str, Any], section: str, key: str) -> Any:
-    """Gives what is written, else the default; None where the section is of a wrong type."""
+    """Give what is written, else the default; None where the section is of a wrong type."""
     mapping = stage.get(section)
     if not isinstance(mapping, dict):
         return None

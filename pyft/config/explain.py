@@ -1,4 +1,4 @@
-"""Turns what pydantic finds wrong with a stage into sentences: what it is, and how to mend it."""
+"""Turns what pydantic finds wrong with a stage into sentences: what it is, and how to fix it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MISSING = {
 
 
 def error_path(error: ErrorDetails, data: Any) -> KeyPath:
-    """Gives the place of an error in the recipe, without the marks pydantic puts in for alternatives.
+    """Give the place of an error in the recipe, without the marks pydantic puts in for alternatives.
 
     Args:
         error: one error of pydantic.
@@ -56,7 +56,7 @@ def error_path(error: ErrorDetails, data: Any) -> KeyPath:
 
 
 def explain(error: ErrorDetails, path: KeyPath, shown: str) -> tuple[str, str]:
-    """Puts an error into words.
+    """Put an error into words.
 
     Args:
         error: one error of pydantic.
@@ -64,7 +64,7 @@ def explain(error: ErrorDetails, path: KeyPath, shown: str) -> tuple[str, str]:
         shown: that place as the user wrote it.
 
     Returns:
-        What is wrong, and how to mend it.
+        What is wrong, and how to fix it.
     """
     kind, name = error["type"], name_of(path)
     if kind == "extra_forbidden":

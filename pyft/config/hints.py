@@ -83,7 +83,7 @@ def _likeness(one: Name, other: Name) -> float:
 
 
 def _with_indices(name: Name, path: KeyPath) -> KeyPath:
-    """Gives a known name the indices of the path it stands for: data.train.path -> data.train[0].path."""
+    """Give a known name the indices of the path it stands for: data.train.path -> data.train[0].path."""
     result: list[str | int] = []
     for depth, step in enumerate(name):
         result.append(step)

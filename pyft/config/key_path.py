@@ -10,7 +10,7 @@ _STEP = re.compile(r"(?:^|(?<!^)\.)(?P<key>[^.\[\]\s]{1,100})|\[(?P<index>[0-9]{
 
 
 def show_path(path: KeyPath) -> str:
-    """Writes a path as people do.
+    """Write a path as people do.
 
     Args:
         path: keys and indices, outermost first.
@@ -28,7 +28,7 @@ def show_path(path: KeyPath) -> str:
 
 
 def parse_path(text: str) -> KeyPath:
-    """Reads what `show_path` writes.
+    """Read what `show_path` writes.
 
     Args:
         text: such as `data.train[0].path`.

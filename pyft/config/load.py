@@ -18,7 +18,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from pyft.config.contradictions import contradictions
-from pyft.config.errors import ConfigError
 from pyft.config.explain import describe, error_path, explain
 from pyft.config.key_path import KeyPath, show_path
 from pyft.config.merge import deep_merge
@@ -27,6 +26,7 @@ from pyft.config.places import Places
 from pyft.config.schema import Stage
 from pyft.config.shipped import find_recipe
 from pyft.config.yaml_text import Document, read_document
+from pyft.errors import ConfigError
 
 _SECTIONS = ("model", "data", "train")
 _FIRST_STAGE_ONLY = ("name_or_path", "config", "from_scratch", "tokenizer")
@@ -50,7 +50,7 @@ class Recipe:
 
 
 def load_recipe(recipe: str, overrides: list[str]) -> Recipe:
-    """Reads, merges, overrides and checks a recipe.
+    """Read, merges, overrides and checks a recipe.
 
     Args:
         recipe: the path of a file, or the name of a shipped recipe.
@@ -111,8 +111,8 @@ class _Assembly:
         if not self.staged:
             return [{}]
         if not isinstance(entries, list) or not entries:
-            mend = "list at least one, as stages: [{mode: sft}], or remove the key"
-            self._problem(("stages",), f"stages is {describe(entries)}", mend)
+            fix = "list at least one, as stages: [{mode: sft}], or remove the key"
+            self._problem(("stages",), f"stages is {describe(entries)}", fix)
             return []
         for index, entry in enumerate(entries):
             if not isinstance(entry, dict):
@@ -121,7 +121,7 @@ class _Assembly:
         return [entry if isinstance(entry, dict) else {} for entry in entries]
 
     def _merged_stages(self) -> list[dict[str, Any]]:
-        """Gives each stage as one plain mapping: top level, then its entry, then the overrides."""
+        """Give each stage as one plain mapping: top level, then its entry, then the overrides."""
         merged = [deep_merge(self.top, entry) for entry in self.entries]
         general = [item for item in self.overrides if item.path[0] not in _OF_THE_RECIPE]
         for index, (stage, chosen) in enumerate(zip(merged, _share_out(general, merged), strict=True)):
@@ -133,7 +133,7 @@ class _Assembly:
         return merged
 
     def _settle(self, index: int, stage: dict[str, Any]) -> None:
-        """Fills in what depends on the recipe as a whole, and refuses what a stage cannot have of its own."""
+        """Fill in what depends on the recipe as a whole, and refuses what a stage cannot have of its own."""
         model, data, train = (stage[section] for section in _SECTIONS)
         if isinstance(train, dict) and "output_dir" not in train:
             train["output_dir"] = os.path.join("runs", self.name)
@@ -157,7 +157,7 @@ class _Assembly:
                 model.pop(key, None)
 
     def _name_stages(self, stages: list[dict[str, Any]]) -> list[str]:
-        """Writes each stage's name into it, after checking that the names can be folders, each its own."""
+        """Write each stage's name into it, after checking that the names can be folders, each its own."""
         names: list[str] = []
         for index, (stage, entry) in enumerate(zip(stages, self.entries, strict=True)):
             name = entry.get("name", stage.get("mode", "sft"))
@@ -168,8 +168,8 @@ class _Assembly:
                 or name.startswith("checkpoint-")
             ):
                 if "name" in entry:
-                    mend = "it becomes a folder: use letters, digits, '-', '_' and '.', and no checkpoint-..."
-                    self._problem(path, f"{show_path(path)} is {describe(name)}", mend)
+                    fix = "it becomes a folder: use letters, digits, '-', '_' and '.', and no checkpoint-..."
+                    self._problem(path, f"{show_path(path)} is {describe(name)}", fix)
                 name = f"stage-{index}"
             elif name.casefold() in (other.casefold() for other in names):
                 what = f"{show_path(path)} is {name!r}, the name of an earlier stage"
@@ -185,10 +185,10 @@ class _Assembly:
         except ValidationError as error:
             for detail in error.errors(include_url=False):
                 path = error_path(detail, plain)
-                what, mend = explain(detail, path, self.places.shown(path, index))
-                self._problem(path, what, mend, index)
+                what, fix = explain(detail, path, self.places.shown(path, index))
+                self._problem(path, what, fix, index)
         for item in contradictions(plain, is_first=index == 0):
-            self._problem(item.path, item.what, item.mend, index)
+            self._problem(item.path, item.what, item.fix, index)
         if stage is not None and index > 0:
             stage._previous = names[index - 1]
         return stage
@@ -202,7 +202,7 @@ class _Assembly:
         return {"name": self.name, "train": {"output_dir": output_dir}, "stages": plain}
 
     def _override_recipe(self) -> None:
-        """Applies the overrides of `name` and of single stages, as `stages[1].train.seed=7`."""
+        """Apply the overrides of `name` and of single stages, as `stages[1].train.seed=7`."""
         written = self.top.get("stages")
         num_stages = len(written) if isinstance(written, list) else 0
         for item in (item for item in self.overrides if item.path[0] in _OF_THE_RECIPE):
@@ -211,8 +211,8 @@ class _Assembly:
                 self._override(self.top, [item])
                 continue
             what = f"{show_path(item.path)} is in no stage: the recipe has {num_stages}"
-            mend = "leave stages out" if num_stages == 0 else f"the last one is stages[{num_stages - 1}]"
-            self.problems.append(f"{what} ({COMMAND_LINE}): {mend}")
+            fix = "leave stages out" if num_stages == 0 else f"the last one is stages[{num_stages - 1}]"
+            self.problems.append(f"{what} ({COMMAND_LINE}): {fix}")
 
     def _override(self, data: dict[str, Any], overrides: list[Override]) -> None:
         for item in overrides:
@@ -221,11 +221,11 @@ class _Assembly:
             except ConfigError as error:
                 self.problems += error.messages
 
-    def _refuse_own(self, path: KeyPath, why: str, mend: str) -> None:
-        self._problem(path, f"{show_path(path)} is given, but {why}", mend)
+    def _refuse_own(self, path: KeyPath, why: str, fix: str) -> None:
+        self._problem(path, f"{show_path(path)} is given, but {why}", fix)
 
-    def _problem(self, path: KeyPath, what: str, mend: str, index: int | None = None) -> None:
-        self.problems.append(f"{what} ({self.places.where(path, index)}): {mend}")
+    def _problem(self, path: KeyPath, what: str, fix: str, index: int | None = None) -> None:
+        self.problems.append(f"{what} ({self.places.where(path, index)}): {fix}")
 
 
 def _share_out(overrides: list[Override], stages: list[dict[str, Any]]) -> list[list[Override]]:

@@ -20,7 +20,7 @@ Name = tuple[str, ...]
 
 
 def name_of(path: KeyPath) -> Name:
-    """Drops the list indices of a path.
+    """Drop the list indices of a path.
 
     Args:
         path: such as `("data", "train", 0, "path")`.
@@ -33,7 +33,7 @@ def name_of(path: KeyPath) -> Name:
 
 @cache
 def known_names() -> dict[Name, FieldInfo]:
-    """Lists every name of the schema.
+    """List every name of the schema.
 
     Returns:
         Name -> its field, sections before what they hold.

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from pyft.config.errors import ConfigError
 from pyft.config.key_path import KeyPath, parse_path, show_path
 from pyft.config.names import accepts_null, name_of
 from pyft.config.yaml_text import parse_value
+from pyft.errors import ConfigError
 
 COMMAND_LINE = "command line"
 
@@ -24,7 +24,7 @@ class Override:
 
 
 def parse_overrides(texts: list[str]) -> tuple[list[Override], list[str]]:
-    """Reads overrides.
+    """Read overrides.
 
     Args:
         texts: each `key.sub=value`, the value in YAML.
@@ -67,7 +67,7 @@ def _parse(text: str) -> Override:
 
 
 def apply_override(data: dict[str, Any], path: KeyPath, value: Any) -> None:
-    """Sets a value in a plain recipe, making the mappings and the next list entry on the way.
+    """Set a value in a plain recipe, making the mappings and the next list entry on the way.
 
     Null where the schema has no null takes the key away, so that its default counts.
 

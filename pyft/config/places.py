@@ -23,7 +23,7 @@ class Places:
     overrides: Sequence[Override]
 
     def shown(self, path: KeyPath, index: int) -> str:
-        """Writes a place inside a stage as it stands in the recipe.
+        """Write a place inside a stage as it stands in the recipe.
 
         Args:
             path: inside the stage.
@@ -37,7 +37,7 @@ class Places:
         return show_path(own if is_own else path)
 
     def where(self, path: KeyPath, index: int | None = None) -> str:
-        """Finds where something was written.
+        """Find where something was written.
 
         Args:
             path: inside the stage, or in the whole recipe.

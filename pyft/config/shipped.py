@@ -6,13 +6,13 @@ import difflib
 import os
 from pathlib import Path
 
-from pyft.config.errors import ConfigError
+from pyft.errors import ConfigError
 
 RECIPES_FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Lists the shipped recipes.
+    """List the shipped recipes.
 
     Returns:
         Name, the file's without its suffix -> file, in the order of names.
@@ -21,7 +21,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(recipe: str) -> Path:
-    """Finds a recipe by path or shipped name.
+    """Find a recipe by path or shipped name.
 
     Args:
         recipe: a shipped name wins over a path that reads the same.
@@ -38,10 +38,10 @@ def find_recipe(recipe: str) -> Path:
     path = Path(recipe).expanduser() if recipe and "\0" not in recipe else None
     if path is not None and os.path.exists(path):
         return path
-    raise ConfigError(f"no such recipe (recipe {recipe}): {mend_unknown_recipe(recipe)}")
+    raise ConfigError(f"no such recipe (recipe {recipe}): {fix_unknown_recipe(recipe)}")
 
 
-def mend_unknown_recipe(recipe: str) -> str:
+def fix_unknown_recipe(recipe: str) -> str:
     """Says what to do about a recipe that is not there.
 
     Args:

@@ -1,6 +1,6 @@
 """Checks of single values of a recipe that a type and a range cannot express: paths, shares, lists, mappings.
 
-Each takes the value as it is written and returns it as it is kept; a ValueError says how to mend it, and
+Each takes the value as it is written and returns it as it is kept; a ValueError says how to fix it, and
 `explain` puts the rest of the sentence before it.
 """
 
@@ -23,7 +23,7 @@ _OTHER_ADDRESS = re.compile(r"\w+://")
 
 
 def absolute_path(path: str) -> str:
-    """Makes a path absolute, from the current folder; `~` is the home folder.
+    """Make a path absolute, from the current folder; `~` is the home folder.
 
     Args:
         path: any path; wildcards are kept.
@@ -40,7 +40,7 @@ def absolute_path(path: str) -> str:
 
 
 def data_path(path: str) -> str:
-    """Checks where the rows of a source are.
+    """Check where the rows of a source are.
 
     Args:
         path: a file, folder or glob; `pyft://` and a shipped file; or `hf://` and a data set of the hub.
@@ -66,7 +66,7 @@ def data_path(path: str) -> str:
 
 
 def column_names(columns: dict[str, str]) -> dict[str, str]:
-    """Checks a renaming of columns.
+    """Check a renaming of columns.
 
     Args:
         columns: the format's key -> the file's own name for it.
@@ -85,7 +85,7 @@ def column_names(columns: dict[str, str]) -> dict[str, str]:
 
 
 def template_name(name: str) -> str:
-    """Checks a chat template's name.
+    """Check a chat template's name.
 
     Args:
         name: a name, or the path of a file that ends in .jinja.
@@ -97,7 +97,7 @@ def template_name(name: str) -> str:
 
 
 def model_path(name: str) -> str:
-    """Makes it absolute unless it can only be a name on the hub (`owner/name`, nothing there on disk).
+    """Make it absolute unless it can only be a name on the hub (`owner/name`, nothing there on disk).
 
     Args:
         name: a model's folder or name.
@@ -110,7 +110,7 @@ def model_path(name: str) -> str:
 
 
 def resume_from(value: str) -> str:
-    """Makes a checkpoint's path absolute.
+    """Make a checkpoint's path absolute.
 
     Args:
         value: a path, or `auto`.
@@ -122,7 +122,7 @@ def resume_from(value: str) -> str:
 
 
 def val_size(value: Any) -> float | int:
-    """Checks how many rows are kept aside.
+    """Check how many rows are kept aside.
 
     Args:
         value: anything.
@@ -143,7 +143,7 @@ def val_size(value: Any) -> float | int:
 
 
 def warmup_steps(value: float) -> float:
-    """Checks the length of the warm-up.
+    """Check the length of the warm-up.
 
     Args:
         value: a number that is not negative.
@@ -160,7 +160,7 @@ def warmup_steps(value: float) -> float:
 
 
 def target_modules(value: Any) -> str | list[str]:
-    """Checks which layers get an adapter.
+    """Check which layers get an adapter.
 
     Args:
         value: anything.
@@ -180,7 +180,7 @@ def target_modules(value: Any) -> str | list[str]:
 
 
 def model_config(value: Any) -> str | dict[str, Any]:
-    """Checks the shape of a model to begin.
+    """Check the shape of a model to begin.
 
     Args:
         value: anything.

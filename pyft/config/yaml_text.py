@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from pyft.config.errors import ConfigError
 from pyft.config.key_path import KeyPath, show_path
+from pyft.errors import ConfigError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
@@ -26,7 +26,7 @@ MAX_VALUES = 20_000
 _PREFIX = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {_PREFIX + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 _FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
-_MENDS = (
+_FIXES = (
     ("cannot start any token", "indent with spaces, and put text with special characters in quotes"),
     ("alias", "put text that begins with * or & in quotes"),
     ("another document", "keep one recipe per file, with no second '---'"),
@@ -78,7 +78,7 @@ for _class in (_Loader, _Dumper):
 
 
 def read_document(path: Path) -> Document:
-    """Reads a YAML file.
+    """Read a YAML file.
 
     Args:
         path: the file.
@@ -111,7 +111,7 @@ def read_document(path: Path) -> Document:
 
 
 def parse_text(text: str, source: str) -> Document:
-    """Parses one YAML document.
+    """Parse one YAML document.
 
     Args:
         text: the YAML.
@@ -124,7 +124,7 @@ def parse_text(text: str, source: str) -> Document:
 
 
 def parse_value(text: str, source: str) -> Any:
-    """Parses the value of an override; unlike in a file, a `#` in it is an error: it would cut the value.
+    """Parse the value of an override; unlike in a file, a `#` in it is an error: it would cut the value.
 
     Args:
         text: YAML of one value.
@@ -143,7 +143,7 @@ def parse_value(text: str, source: str) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """Writes a plain value as YAML, keys in their order.
+    """Write a plain value as YAML, keys in their order.
 
     Args:
         value: null, booleans, numbers, text, lists and mappings.
@@ -167,8 +167,8 @@ def _compose(text: str, source: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or error.context or "not YAML"
-        mend = next((mend for part, mend in _MENDS if part in problem), "correct the YAML there")
-        raise ConfigError(f"{problem} ({_place(source, mark)}): {mend}") from None
+        fix = next((fix for part, fix in _FIXES if part in problem), "correct the YAML there")
+        raise ConfigError(f"{problem} ({_place(source, mark)}): {fix}") from None
 
 
 def _place(source: str, mark: yaml.Mark) -> str:
@@ -238,7 +238,7 @@ class _Builder:
         return result
 
     def merged_pairs(self, nodes: list[yaml.Node], depth: int = 0) -> Iterator[tuple[yaml.Node, yaml.Node]]:
-        """Gives the pairs that `<<` brings in, nearest first; of equal keys the first one counts."""
+        """Give the pairs that `<<` brings in, nearest first; of equal keys the first one counts."""
         for node in nodes:
             self.num_values += len(node.value) if isinstance(node, yaml.CollectionNode) else 1
             if depth > MAX_DEPTH or self.num_values > MAX_VALUES:
@@ -274,5 +274,5 @@ class _Builder:
             self.problem("half a character (a lone surrogate)", node, "write the character itself")
         return value
 
-    def problem(self, what: str, node: yaml.Node, mend: str) -> None:
-        self.problems.append(f"{what} ({_place(self.source, node.start_mark)}): {mend}")
+    def problem(self, what: str, node: yaml.Node, fix: str) -> None:
+        self.problems.append(f"{what} ({_place(self.source, node.start_mark)}): {fix}")

@@ -11,7 +11,10 @@ import sys
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from pyft.config import ConfigError, Recipe, Stage, load_recipe, run_command
+from pyft.command import run_command
+from pyft.config.load import Recipe, load_recipe
+from pyft.config.schema import Stage
+from pyft.errors import ConfigError
 
 if TYPE_CHECKING:
     from pyft.data.prepare import PreparedData
@@ -87,8 +90,8 @@ def _show_templates(options: argparse.Namespace) -> None:
             f"{_TEMPLATES} takes one name at most, and no options (command line): "
             f"write python -m pyft.data {_TEMPLATES} [NAME]"
         )
-    from pyft.data.chat.listing import list_templates, show_template
-    from pyft.data.preview import wants_colour
+    from pyft.data.show.samples import wants_colour
+    from pyft.data.show.templates import list_templates, show_template
 
     print(show_template(names[0], wants_colour()) if names else list_templates())
 
@@ -104,8 +107,10 @@ def _choose_stages(recipe: Recipe, name: str | None, *, only_one: bool) -> list[
 
 
 def _show(recipe: Recipe, stage: Stage, options: argparse.Namespace) -> None:
-    from pyft.data.prepare import format_ledger, prepare, tokenizer_for
-    from pyft.data.templates import get_template
+    from pyft.data.chat.bind import get_template
+    from pyft.data.prepare import prepare
+    from pyft.data.recipe_tokenizer import tokenizer_for
+    from pyft.data.show.ledger import format_ledger
 
     tokenizer = tokenizer_for(recipe, stage)
     template = get_template(stage.model.template, tokenizer) if stage.mode == "sft" else None
@@ -124,7 +129,7 @@ def _show(recipe: Recipe, stage: Stage, options: argparse.Namespace) -> None:
 
 
 def _print_json(prepared: PreparedData, tokenizer: Any, num_samples: int | None) -> None:
-    from pyft.data.preview import spelled_text
+    from pyft.data.show.samples import spelled_text
 
     # One at a time: all of them may not fit into memory.
     for sample in islice(prepared.samples_in_order, num_samples):
@@ -140,7 +145,7 @@ def _print_json(prepared: PreparedData, tokenizer: Any, num_samples: int | None)
 
 def _print_samples(prepared: PreparedData, tokenizer: Any, num_samples: int) -> None:
     """Show the first samples, and with them the first one that something was cut from."""
-    from pyft.data.preview import format_sample, wants_colour
+    from pyft.data.show.samples import format_sample, wants_colour
 
     samples = prepared.samples_in_order
     shown = list(range(min(num_samples, len(samples))))
@@ -157,7 +162,7 @@ def _print_samples(prepared: PreparedData, tokenizer: Any, num_samples: int) -> 
 
 def _print_batches(prepared: PreparedData, tokenizer: Any, num_batches: int, stage: Stage) -> None:
     """Show the batches of the first epoch as the trainer gets them."""
-    from pyft.data.preview import format_pack, samples_of_batch, wants_colour
+    from pyft.data.show.samples import format_pack, samples_of_batch, wants_colour
 
     data, per_batch = stage.data, stage.train.per_device_train_batch_size
     room = data.max_length * per_batch if data.packing and data.max_length else None

@@ -17,28 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from pyft.config import ConfigError, DataError, DataSource, Stage
-from pyft.data.batches import BatchSource, Groups
-from pyft.data.ledger import Counts, format_ledger, make_ledger
-from pyft.data.packing import pack
-from pyft.data.pipeline import Poll
-from pyft.data.preview import format_sample, wants_colour
-from pyft.data.recipe_tokenizer import tokenizer_for
-from pyft.data.remarks import describe_ledger, describe_no_stop, describe_nothing_left
-from pyft.data.samples import Sample
-from pyft.data.selection import Selection
-from pyft.data.sources import (
+from pyft.config.schema import DataSource, Stage
+from pyft.data.batches.order import BatchSource, Groups
+from pyft.data.batches.packing import pack
+from pyft.data.batches.split import rank_rows, split_rows
+from pyft.data.batches.streaming import StreamSettings, StreamSource
+from pyft.data.chat.chat_template import ChatTemplate
+from pyft.data.encode.sample import Sample
+from pyft.data.prepared.pipeline import Poll
+from pyft.data.prepared.selection import Selection
+from pyft.data.prepared.source import (
     STREAM_ROWS,
     PreparedSource,
     SourceReader,
     describe_tokenizer,
     encode_options,
 )
-from pyft.data.split import rank_rows, split_rows
-from pyft.data.streaming import StreamSettings, StreamSource
-from pyft.data.templates import ChatTemplate
-
-__all__ = ["PreparedData", "fingerprint", "format_ledger", "prepare", "tokenizer_for"]
+from pyft.data.show.ledger import Counts, make_ledger
+from pyft.data.show.remarks import describe_ledger, describe_no_stop, describe_nothing_left
+from pyft.data.show.samples import format_sample, wants_colour
+from pyft.errors import ConfigError, DataError
 
 
 @dataclass

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyft.config import ConfigError, Recipe, Stage, TokenizerConfig
-from pyft.data.conversation import Row
-from pyft.data.encode import build_tokenizer, load_tokenizer
-from pyft.data.formats import iter_rows
-from pyft.data.templates import builtin_template
+from pyft.config.load import Recipe
+from pyft.config.schema import Stage, TokenizerConfig
+from pyft.data.chat.sources import builtin_template
+from pyft.data.rows.formats import iter_rows
+from pyft.data.rows.row import Row
+from pyft.data.tokenizers.load import build_tokenizer, load_tokenizer
+from pyft.errors import ConfigError
 
 
 def tokenizer_for(recipe: Recipe, stage: Stage, directory: Path | None = None) -> Any:

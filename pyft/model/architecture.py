@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from pyft.config import ConfigError
+from pyft.errors import ConfigError
 from pyft.model.attention import register_packed_attention
-from pyft.model.fused import fuse_activations
+from pyft.model.layers.fused import fuse_activations
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 

@@ -6,7 +6,7 @@ import logging
 
 from transformers import PreTrainedModel
 
-from pyft.config import ConfigError
+from pyft.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pyft.config import ConfigError
+from pyft.errors import ConfigError
 
 
 class PackedRow(Protocol):

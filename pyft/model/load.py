@@ -21,12 +21,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from pyft.config import ConfigError, NumericsError
+from pyft.errors import ConfigError, NumericsError
 from pyft.model.architecture import empty_model, quiet_transformers, read_config, untie_names
 from pyft.model.attention import register_packed_attention
-from pyft.model.checkpoint import TensorFiles, open_tensors, shorten
-from pyft.model.fused import fuse_activations
-from pyft.model.quantize import NF4Linear, linear_names, quantize_linears, replace_module
+from pyft.model.layers.fused import fuse_activations
+from pyft.model.layers.nf4_linear import NF4Linear
+from pyft.model.layers.replace import linear_names, replace_module
+from pyft.model.quantize import quantize_linears
+from pyft.model.weight_files import TensorFiles, open_tensors, shorten
 
 logger = logging.getLogger(__name__)
 

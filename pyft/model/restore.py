@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from pyft.config import ConfigError
+from pyft.errors import ConfigError
 from pyft.model.adapters import attach_adapters
 from pyft.model.architecture import DTYPES
-from pyft.model.checkpoint import stored_dtype
 from pyft.model.load import load_model
-from pyft.model.results import Result
 from pyft.model.save import load_adapter_weights, read_adapter_config
+from pyft.model.weight_files import stored_dtype
+from pyft.run.result import Result
 
 
 def load_result(result: Result, *, device: str | torch.device = "cpu") -> PreTrainedModel:

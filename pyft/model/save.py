@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pyft.config import ConfigError
+from pyft.errors import ConfigError
 from pyft.model.adapters import adapted_layers
 from pyft.model.architecture import read_json
-from pyft.model.checkpoint import INDEX, shorten
+from pyft.model.weight_files import INDEX, shorten
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_SHARD_BYTES = 5 * 10**9
@@ -47,7 +47,7 @@ def save_model(
     Raises:
         ValueError: when the model still carries adapters or quantised layers.
     """
-    from pyft.model.quantize import NF4Linear
+    from pyft.model.layers.nf4_linear import NF4Linear
 
     if any(isinstance(module, NF4Linear) for module in model.modules()) or adapted_layers(model):
         raise ValueError("save_model: merge the adapters into a dense model first")

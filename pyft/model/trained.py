@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from pyft.config import ConfigError
+from pyft.errors import ConfigError
 from pyft.model.adapters import adapted_layers
 from pyft.model.architecture import untie_names
-from pyft.model.checkpoint import open_tensors, shorten
 from pyft.model.save import load_adapter_weights, save_adapter, save_model
+from pyft.model.weight_files import open_tensors, shorten
 
 
 class TrainedWeights:

@@ -19,10 +19,7 @@ from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 
 from pyft.ops.cuda.cross_entropy import ON_CUDA
-from pyft.ops.linear_cross_entropy import linear_cross_entropy
 from pyft.ops.native import C, execution
-
-__all__ = ["cross_entropy", "linear_cross_entropy"]
 
 
 def cross_entropy(

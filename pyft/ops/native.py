@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyft import __version__
 
-MEND = "run `pip install .` in the folder of pyft's source"
+FIX = "run `pip install .` in the folder of pyft's source"
 
 
 class Execution(TypedDict):
@@ -36,18 +36,18 @@ def load(version: str = __version__) -> ModuleType:
         The module.
 
     Raises:
-        ImportError: if it is missing, does not load, or has another version; the message says how to mend it.
+        ImportError: if it is missing, does not load, or has another version; the message says how to fix it.
     """
     try:
         module = importlib.import_module("_pyft_C")
     except ModuleNotFoundError:
-        raise ImportError(f"pyft's compiled module _pyft_C is not installed: {MEND}") from None
+        raise ImportError(f"pyft's compiled module _pyft_C is not installed: {FIX}") from None
     except ImportError as error:
-        raise ImportError(f"pyft's compiled module _pyft_C does not load ({error}): {MEND}") from error
+        raise ImportError(f"pyft's compiled module _pyft_C does not load ({error}): {FIX}") from error
     found = getattr(module, "__version__", "unknown")
     if found != version:
         where = getattr(module, "__file__", "unknown place")
-        raise ImportError(f"pyft is {version} but its compiled module _pyft_C is {found} ({where}): {MEND}")
+        raise ImportError(f"pyft is {version} but its compiled module _pyft_C is {found} ({where}): {FIX}")
     return module
 
 

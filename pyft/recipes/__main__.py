@@ -7,12 +7,13 @@ import os
 import sys
 from pathlib import Path
 
-from pyft.config import ConfigError, DiskError, run_command, shipped_recipes
-from pyft.config.shipped import mend_unknown_recipe
+from pyft.command import run_command
+from pyft.config.shipped import fix_unknown_recipe, shipped_recipes
+from pyft.errors import ConfigError, DiskError
 
 
 def list_recipes(_: argparse.Namespace) -> None:
-    """Prints name and first line of every shipped recipe."""
+    """Print name and first line of every shipped recipe."""
     recipes = shipped_recipes()
     width = max(map(len, recipes), default=0)
     for name, path in recipes.items():
@@ -22,7 +23,7 @@ def list_recipes(_: argparse.Namespace) -> None:
 
 
 def copy_recipe(options: argparse.Namespace) -> None:
-    """Copies a shipped recipe to a file or into a folder; an existing file is left alone.
+    """Copy a shipped recipe to a file or into a folder; an existing file is left alone.
 
     Args:
         options: `name` and `dest`.
@@ -33,7 +34,7 @@ def copy_recipe(options: argparse.Namespace) -> None:
     """
     source = shipped_recipes().get(options.name)
     if source is None:
-        raise ConfigError(f"no such recipe (recipe {options.name}): {mend_unknown_recipe(options.name)}")
+        raise ConfigError(f"no such recipe (recipe {options.name}): {fix_unknown_recipe(options.name)}")
     dest = Path(options.dest).expanduser()
     into_folder = dest.is_dir() or options.dest.endswith(("/", os.sep))
     if into_folder:
@@ -50,7 +51,7 @@ def copy_recipe(options: argparse.Namespace) -> None:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """Describes the command.
+    """Describe the command.
 
     Returns:
         Its parser.
@@ -65,7 +66,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Runs the command.
+    """Run the command.
 
     Args:
         options: `action`, `name` and `dest`.
@@ -86,7 +87,7 @@ def _headline(path: Path) -> str:
 
 
 def _write_new(path: Path, content: bytes) -> None:
-    """Writes a file that must not exist: the whole of it, or nothing."""
+    """Write a file that must not exist: the whole of it, or nothing."""
     with path.open("xb") as file:
         try:
             file.write(content)

@@ -21,7 +21,7 @@ class Console:
     """Shows the course of one run."""
 
     def __init__(self, *, logging_steps: int = 1, out: TextIO | None = None):
-        """Prepares to show.
+        """Prepare to show.
 
         Args:
             logging_steps: a line each so many steps where there is no bar, and at least every 25.
@@ -54,7 +54,7 @@ class Console:
             )
 
     def note(self, text: str) -> None:
-        """Shows a line; on a terminal above the bar."""
+        """Show a line; on a terminal above the bar."""
         text = "\n".join(_CONTROL.sub(_spelt, line) for line in text.split("\n"))
         encoding = getattr(self._out, "encoding", None) or "utf-8"
         text = text.encode(encoding, "backslashreplace").decode(encoding)
@@ -64,7 +64,7 @@ class Console:
             print(text, file=self._out, flush=True)
 
     def step(self, row: dict[str, Any]) -> None:
-        """Shows a step from its log row."""
+        """Show a step from its log row."""
         step = row["step"]
         loss = "skipped" if row["loss"] is None else f"{row['loss']:.4f}"
         speed = f"{row['tokens_per_second']:.0f}"
@@ -79,14 +79,14 @@ class Console:
             )
 
     def evaluation(self, row: dict[str, Any]) -> None:
-        """Shows an evaluation from its log row."""
+        """Show an evaluation from its log row."""
         self.note(
             f"step {row['step']}/{self._total}  validation loss {row['eval_loss']:.4f}  "
             f"perplexity {row['eval_perplexity']:.2f}"
         )
 
     def answer(self, row: dict[str, Any]) -> None:
-        """Shows a question and its answer from a row of samples.jsonl."""
+        """Show a question and its answer from a row of samples.jsonl."""
         moment = {"before": "before training", "after": "after training"}.get(
             row["when"], f"step {row['step']}"
         )
@@ -95,7 +95,7 @@ class Console:
         self.note(f"{moment}  asked: {question}\n{' ' * len(moment)}  answer: {answer}{end}")
 
     def close(self) -> None:
-        """Ends the bar, if any."""
+        """End the bar, if any."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -26,7 +26,7 @@ class EvaluationStopped(Exception):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a model into evaluation for the time of a block, and lets the block draw random numbers unseen."""
+    """Put a model into evaluation for the time of a block, and lets the block draw random numbers unseen."""
     was_training = model.training
     model.eval()
     try:

@@ -23,22 +23,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import nn
 
-from pyft.config import DataError, Interrupted, NumericsError
+from pyft.errors import DataError, Interrupted, NumericsError
+from pyft.run.faults import Faults
+from pyft.run.log import perplexity
+from pyft.run.resume import Plan
 from pyft.trainer.console import Console
 from pyft.trainer.evaluate import EvaluationStopped, ask, evaluating, validation_loss
-from pyft.trainer.faults import Faults
 from pyft.trainer.memory import memory_errors
-from pyft.trainer.metrics import perplexity
 from pyft.trainer.optim import Optimizer, learning_rate_at
 from pyft.trainer.record import Boundary, Progress, RunRecord
-from pyft.trainer.resume import Plan
 from pyft.trainer.rng import seed_everything
 from pyft.trainer.settings import Question, TrainResult, TrainSettings
 from pyft.trainer.signals import SignalWatch
 from pyft.trainer.trackers import Trackers
 
 if TYPE_CHECKING:
-    from pyft.data.collate import Batch
+    from pyft.data.batches.collate import Batch
     from pyft.trainer.settings import BatchSource, Generate, LoadWeights, Objective, SaveWeights
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -68,7 +68,7 @@ class Trainer:
         signals: SignalWatch | None = None,
         console: Console | None = None,
     ):
-        """Takes everything a run is made of; nothing is touched before `run`.
+        """Take everything a run is made of; nothing is touched before `run`.
 
         Args:
             model: its parameters that require a gradient are trained.
@@ -223,7 +223,7 @@ class Trainer:
         return torch.stack(sums).sum().item() / num_targets, self._optimizer.gradient_norm()
 
     def _boundary(self) -> None:
-        """Evaluates, saves and stops, each when due. Signals count here, and within the evaluation."""
+        """Evaluate, saves and stops, each when due. Signals count here, and within the evaluation."""
         step, signals, save_every = self._progress.step, self._signals, self._settings.save_steps
         is_due = self._evaluation_due()
         is_saving = step > 0 and (step == self._total or (save_every is not None and step % save_every == 0))

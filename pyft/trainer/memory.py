@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from pyft.config import OutOfMemory
+from pyft.errors import OutOfMemory
 
 # torch's CPU allocator raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory: you tried to
 # allocate 17592186044416 bytes"; some CUDA libraries say "out of memory" in one.
@@ -18,7 +18,7 @@ _ASKED = re.compile(r"tried to allocate ([\d.]+ ?\w+)", re.IGNORECASE)
 
 @contextlib.contextmanager
 def memory_errors(doing: Callable[[], str]) -> Iterator[None]:
-    """Raises an OutOfMemory, as `out_of_memory` makes it, for each error of memory in the block."""
+    """Raise an OutOfMemory, as `out_of_memory` makes it, for each error of memory in the block."""
     try:
         yield
     except Exception as error:
@@ -28,7 +28,7 @@ def memory_errors(doing: Callable[[], str]) -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException, doing: str) -> OutOfMemory | None:
-    """Turns an error into an OutOfMemory where memory is what failed.
+    """Turn an error into an OutOfMemory where memory is what failed.
 
     Args:
         error: what was raised.

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from pyft.ops.cross_entropy import cross_entropy, linear_cross_entropy
+from pyft.ops.cross_entropy import cross_entropy
+from pyft.ops.linear_cross_entropy import linear_cross_entropy
 
 if TYPE_CHECKING:
-    from pyft.data.collate import Batch
+    from pyft.data.batches.collate import Batch
     from pyft.trainer.settings import Objective
 
 
@@ -25,7 +26,7 @@ def causal_lm_objective(
     logit_scale: float = 1.0,
     logit_softcap: float | None = None,
 ) -> Objective:
-    """Makes next-token cross-entropy from the hidden states; the logits are never all stored.
+    """Make next-token cross-entropy from the hidden states; the logits are never all stored.
 
     Args:
         hidden_fn: (batch) -> the last hidden states [T, K], on the model's device.
@@ -56,7 +57,7 @@ def causal_lm_objective(
 
 
 def logits_objective(logits_fn: Callable[[Batch], Tensor]) -> Objective:
-    """Makes next-token cross-entropy from logits, for heads that are no plain linear layer.
+    """Make next-token cross-entropy from logits, for heads that are no plain linear layer.
 
     Args:
         logits_fn: (batch) -> logits [T, V], on the model's device.

@@ -20,14 +20,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pyft.config import ConfigError
+from pyft.errors import ConfigError
 from pyft.trainer.settings import TrainSettings
 
 SCHEDULES = ("cosine", "linear", "constant")
 
 
 def num_warmup_steps(warmup_steps: float, total_steps: int) -> int:
-    """Counts the warm-up steps.
+    """Count the warm-up steps.
 
     Args:
         warmup_steps: below 1 a share of all steps, rounded up; else their number.
@@ -40,7 +40,7 @@ def num_warmup_steps(warmup_steps: float, total_steps: int) -> int:
 
 
 def learning_rate_at(settings: TrainSettings, step: int, total_steps: int) -> float:
-    """Gives the learning rate of one optimizer step, a pure function (the schedules are transformers').
+    """Give the learning rate of one optimizer step, a pure function (the schedules are transformers').
 
     With k = step - 1, w warm-up steps, n all steps and u = (k - w) / (n - w):
     k < w: base * k / w; after that cosine: base * (1 + cos(pi u)) / 2, linear: base * (1 - u), constant:
@@ -70,7 +70,7 @@ class Optimizer:
     """AdamW over a model's trainable parameters, with float32 masters where they are narrower."""
 
     def __init__(self, model: nn.Module, settings: TrainSettings):
-        """Sets it up; from now on gradients of narrow parameters go to their masters.
+        """Set it up; from now on gradients of narrow parameters go to their masters.
 
         Args:
             model: its parameters that require a gradient are trained.
@@ -120,11 +120,11 @@ class Optimizer:
         return self.weight_bytes + moments + sum(m.nbytes for m in self._masters.values())
 
     def gradients(self) -> list[Tensor]:
-        """Gives the gradients there are, float32, in the order of the parameters."""
+        """Give the gradients there are, float32, in the order of the parameters."""
         return [weight.grad for weight in self._weights.values() if weight.grad is not None]
 
     def gradient_norm(self) -> float:
-        """Gives the 2-norm over all gradients, 0 when there is none."""
+        """Give the 2-norm over all gradients, 0 when there is none."""
         gradients = self.gradients()
         return nn.utils.get_total_norm(gradients).item() if gradients else 0.0
 
@@ -150,7 +150,7 @@ class Optimizer:
             weight.grad = None
 
     def save(self, path: Path) -> None:
-        """Writes moments, step counts and masters.
+        """Write moments, step counts and masters.
 
         Args:
             path: the file, in safetensors format: `<kind>/<parameter name>`, kind one of exp_avg, exp_avg_sq,
@@ -166,7 +166,7 @@ class Optimizer:
         save_file(contiguous, path, metadata={"pyft": self._label()})
 
     def load(self, path: Path) -> None:
-        """Reads what `save` wrote; the model's weights must have been read before.
+        """Read what `save` wrote; the model's weights must have been read before.
 
         Args:
             path: the file.

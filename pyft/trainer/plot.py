@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pyft.trainer.files import replace_file
+from pyft.run.files import replace_file
 
 PLOT_NAME = "training_loss.png"
 

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pyft.trainer import checkpoint as checkpoints
-from pyft.trainer.faults import Faults
-from pyft.trainer.files import replace_file, write_new_file
-from pyft.trainer.metrics import LOG_NAME, SAMPLES_NAME, JsonLog, read_rows
+from pyft.run import checkpoint as checkpoints
+from pyft.run.faults import Faults
+from pyft.run.files import replace_file, write_new_file
+from pyft.run.lock import FINISHED_NAME
+from pyft.run.log import LOG_NAME, SAMPLES_NAME, JsonLog, read_rows
+from pyft.run.resume import Plan
 from pyft.trainer.optim import Optimizer
 from pyft.trainer.plot import PLOT_NAME, plot_loss
-from pyft.trainer.resume import Plan
 from pyft.trainer.rng import rng_state, same_rng_after, set_rng_state
-from pyft.trainer.runlock import FINISHED_NAME
 
 if TYPE_CHECKING:
     from pyft.trainer.settings import LoadWeights, SaveWeights
@@ -60,7 +60,7 @@ class RunRecord:
     def __init__(
         self, folder: Path, stage: str, plan: Plan, save_total_limit: int, note: Callable[[str], None]
     ):
-        """Opens the logs.
+        """Open the logs.
 
         Args:
             folder: the run's folder.
@@ -78,7 +78,7 @@ class RunRecord:
         self._logs = {LOG_NAME: self._rows, SAMPLES_NAME: self._samples}
 
     def begin(self, optimizer: Optimizer, load_weights: LoadWeights) -> tuple[Progress, bool]:
-        """Makes the folder ready, and restores weights, optimizer, generators and logs from the plan's
+        """Make the folder ready, and restores weights, optimizer, generators and logs from the plan's
         checkpoint.
 
         Args:
@@ -108,30 +108,30 @@ class RunRecord:
         return Progress(**state["progress"]), state["pending"]
 
     def write_row(self, row: dict[str, Any]) -> None:
-        """Appends to trainer_log.jsonl."""
+        """Append to trainer_log.jsonl."""
         self._rows.write(row)
 
     def write_sample(self, row: dict[str, Any]) -> None:
-        """Appends to samples.jsonl."""
+        """Append to samples.jsonl."""
         self._samples.write(row)
 
     def boundary(self, *, pending: bool) -> Boundary:
-        """Takes the moment."""
+        """Take the moment."""
         return Boundary(rng_state(), self._log_bytes(), pending)
 
     def after_evaluation(self, before: Boundary) -> Boundary:
-        """Gives the same moment with the rows of its evaluation in the logs."""
+        """Give the same moment with the rows of its evaluation in the logs."""
         return Boundary(before.rng, self._log_bytes(), pending=False)
 
     def cut_back(self, boundary: Boundary) -> None:
-        """Drops the rows written since."""
+        """Drop the rows written since."""
         for name, size_bytes in boundary.log_bytes.items():
             self._logs[name].cut(size_bytes)
 
     def save(
         self, boundary: Boundary, progress: Progress, optimizer: Optimizer, save_weights: SaveWeights
     ) -> Path:
-        """Writes checkpoint-<step> and lets the oldest go.
+        """Write checkpoint-<step> and lets the oldest go.
 
         One that this course of the run has at this step already is left as it is: it differs at most in
         being made before the step's evaluation, and a resumption does that again.
@@ -175,7 +175,7 @@ class RunRecord:
         return self._last_saved
 
     def finish(self, progress: Progress, optimizer: Optimizer, save_result: SaveWeights | None) -> None:
-        """Puts the result and the loss curve into the folder, and last the mark that the run has ended.
+        """Put the result and the loss curve into the folder, and last the mark that the run has ended.
 
         Args:
             progress: the run's last.
@@ -190,7 +190,7 @@ class RunRecord:
         replace_file(self._folder / FINISHED_NAME, json.dumps(ended, indent=1, ensure_ascii=False).encode())
 
     def close(self) -> None:
-        """Closes the logs."""
+        """Close the logs."""
         for log in self._logs.values():
             log.close()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def seed_everything(seed: int) -> None:
-    """Starts every generator from one seed."""
+    """Start every generator from one seed."""
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)
@@ -24,7 +24,7 @@ def seed_everything(seed: int) -> None:
 
 
 def rng_state() -> dict[str, Tensor]:
-    """Takes the generators' states.
+    """Take the generators' states.
 
     Returns:
         `python` and `numpy` (when imported): float64 [627], which holds them exactly: the words of a Mersenne
@@ -46,7 +46,7 @@ def rng_state() -> dict[str, Tensor]:
 
 
 def set_rng_state(state: dict[str, Tensor]) -> None:
-    """Puts back what `rng_state` took; devices that are not there now are passed over."""
+    """Put back what `rng_state` took; devices that are not there now are passed over."""
     *words, has_kept, kept = state["python"].tolist()
     random.setstate((3, tuple(int(word) for word in words), kept if has_kept else None))
     torch.set_rng_state(state["torch"])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pyft.data.collate import Batch
+    from pyft.data.batches.collate import Batch
 
     Objective = Callable[[Batch], tuple[Tensor, int]]
     """(batch as its source made it, on the CPU) -> (summed loss, a scalar with its graph; its targets)."""
@@ -45,7 +45,7 @@ class BatchSource(Protocol):
     num_batches: int
 
     def batch(self, epoch: int, index: int) -> Batch:
-        """Gives batch `index` (from 0, below `num_batches`) of epoch `epoch` (from 0)."""
+        """Give batch `index` (from 0, below `num_batches`) of epoch `epoch` (from 0)."""
         ...
 
 
@@ -97,7 +97,7 @@ class TrainSettings:
     seed: int = 42
 
     def steps_per_epoch(self, num_batches: int) -> int:
-        """Counts the optimizer steps of one epoch; its last window of micro-batches may be shorter.
+        """Count the optimizer steps of one epoch; its last window of micro-batches may be shorter.
 
         Args:
             num_batches: micro-batches of one epoch.
@@ -108,7 +108,7 @@ class TrainSettings:
         return math.ceil(num_batches / self.gradient_accumulation_steps)
 
     def total_steps(self, num_batches: int) -> int:
-        """Counts the optimizer steps of the whole run.
+        """Count the optimizer steps of the whole run.
 
         Args:
             num_batches: micro-batches of one epoch.
@@ -121,7 +121,7 @@ class TrainSettings:
         return math.ceil(self.num_train_epochs * self.steps_per_epoch(num_batches))
 
     def identity(self) -> dict[str, Any]:
-        """Gives the settings a resumed run has to share with its checkpoint.
+        """Give the settings a resumed run has to share with its checkpoint.
 
         Returns:
             Every field but those of `MAY_CHANGE`.

@@ -19,7 +19,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from pyft.config import Interrupted
+from pyft.errors import Interrupted
 
 LEAVE_SECONDS = 2.0
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -107,7 +107,7 @@ class SignalWatch:
 
 
 def _leave_on_second_interrupt(descriptor: int) -> None:
-    """Reads the signals' numbers as they arrive; after the second SIGINT the process gets little time."""
+    """Read the signals' numbers as they arrive; after the second SIGINT the process gets little time."""
     num_interrupts = 0
     while received := os.read(descriptor, 64):
         num_interrupts += received.count(signal.SIGINT)

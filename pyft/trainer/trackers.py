@@ -73,7 +73,7 @@ class Trackers:
         self._open: dict[str, _Tracker] = {}
 
     def open(self, folder: Path, run: str, config: dict[str, Any], first_step: int) -> None:
-        """Opens them.
+        """Open them.
 
         Args:
             folder: the run's folder; they write below it.
@@ -88,13 +88,13 @@ class Trackers:
             )
 
     def log(self, row: dict[str, Any]) -> None:
-        """Passes on the numbers of a log row."""
+        """Pass on the numbers of a log row."""
         values = {key: value for key, value in row.items() if _is_number(value) and key != "step"}
         for name, tracker in list(self._open.items()):
             self._try(name, lambda tracker=tracker: tracker.log(row["step"], values))
 
     def close(self) -> None:
-        """Ends them; one that still waits for its server is given half a minute."""
+        """End them; one that still waits for its server is given half a minute."""
         for name, tracker in list(self._open.items()):
             thread = threading.Thread(target=self._try, args=(name, tracker.close), daemon=True)
             thread.start()

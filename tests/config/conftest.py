@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pyft.config import ConfigError, Recipe, load_recipe
+from pyft.config.load import Recipe, load_recipe
+from pyft.errors import ConfigError
 
 SMALLEST = "model: {name_or_path: ./base}\ndata: {train: [{path: rows.jsonl}]}\n"
 
@@ -17,7 +18,7 @@ Mistakes = Callable[..., list[str]]
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Gives load(text, *overrides): the recipe that a file of this text and these overrides make."""
+    """Give load(text, *overrides): the recipe that a file of this text and these overrides make."""
     monkeypatch.chdir(tmp_path)
 
     def from_text(text: str | bytes, *overrides: str) -> Recipe:
@@ -30,7 +31,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
 @pytest.fixture
 def mistakes(load: Load) -> Mistakes:
-    """Gives mistakes(text, *overrides): the messages the recipe is refused with."""
+    """Give mistakes(text, *overrides): the messages the recipe is refused with."""
 
     def of_text(text: str | bytes, *overrides: str) -> list[str]:
         with pytest.raises(ConfigError) as caught:

@@ -10,7 +10,11 @@ import pytest
 import yaml
 
 import pyft
-from pyft.config import ConfigError, TokenizerConfig, dump_yaml, find_recipe, load_recipe, shipped_recipes
+from pyft.config.load import load_recipe
+from pyft.config.schema import TokenizerConfig
+from pyft.config.shipped import find_recipe, shipped_recipes
+from pyft.config.yaml_text import dump_yaml
+from pyft.errors import ConfigError
 
 SCRATCH = """
 model:

@@ -1,4 +1,4 @@
-"""Wrong recipes: each mistake on a line of its own that names the place, the line in the file, the mend."""
+"""Wrong recipes: each mistake on a line of its own that names the place, the line in the file, the fix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DATA = "data: {train: [{path: a}]}\n"
 
 
 @pytest.mark.parametrize(
-    ("line", "start", "mend"),
+    ("line", "start", "fix"),
     [
         ("train: {learning_rate: -1}", "train.learning_rate is -1", "at least 0"),
         ("train: {learning_rate: true}", "train.learning_rate is true", "a number"),
@@ -52,15 +52,15 @@ DATA = "data: {train: [{path: a}]}\n"
         ("name: a/b", "name is the text 'a/b'", "folder"),
     ],
 )
-def test_values(mistakes: Any, line: str, start: str, mend: str) -> None:
+def test_values(mistakes: Any, line: str, start: str, fix: str) -> None:
     (message,) = mistakes(MODEL + DATA + line)
     assert message.startswith(start)
     assert "(recipe.yaml:3)" in message
-    assert mend in message.partition(")")[2]
+    assert fix in message.partition(")")[2]
 
 
 @pytest.mark.parametrize(
-    ("line", "start", "mend"),
+    ("line", "start", "fix"),
     [
         ("", "data.train is missing", "[{path: rows.jsonl}]"),
         ("data:", "data.train is missing", "[{path: rows.jsonl}]"),
@@ -109,15 +109,15 @@ def test_values(mistakes: Any, line: str, start: str, mend: str) -> None:
         ("data: {train: [{path: a}], packing: 1}", "data.packing is 1", "true or false"),
     ],
 )
-def test_data(mistakes: Any, line: str, start: str, mend: str) -> None:
+def test_data(mistakes: Any, line: str, start: str, fix: str) -> None:
     (message,) = mistakes(MODEL + line)
     assert message.startswith(start)
-    assert mend in message
+    assert fix in message
     assert ("(recipe.yaml:2)" if line else "(recipe.yaml)") in message
 
 
 @pytest.mark.parametrize(
-    ("line", "starts", "mend"),
+    ("line", "starts", "fix"),
     [
         ("", ["model.name_or_path is missing"], "model.name_or_path=./"),
         ("model: x", ["model is the text 'x'"], "name_or_path, template"),
@@ -146,11 +146,11 @@ def test_data(mistakes: Any, line: str, start: str, mend: str) -> None:
         ),
     ],
 )
-def test_model(mistakes: Any, line: str, starts: list[str], mend: str) -> None:
+def test_model(mistakes: Any, line: str, starts: list[str], fix: str) -> None:
     messages = mistakes(DATA + line)
     assert len(messages) == len(starts)
     assert all(message.startswith(start) for message, start in zip(messages, starts, strict=True))
-    assert mend in messages[0]
+    assert fix in messages[0]
 
 
 CONTRADICTIONS = {

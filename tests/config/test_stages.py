@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pyft.config import dump_yaml, load_recipe
+from pyft.config.load import load_recipe
 from pyft.config.merge import deep_merge
+from pyft.config.yaml_text import dump_yaml
 
 TWO = """\
 model: {template: qwen_chat, dtype: float32}
@@ -119,7 +120,7 @@ def test_output_dir_by_default_and_by_override(load: Any, smallest: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("stages", "start", "mend"),
+    ("stages", "start", "fix"),
     [
         ("[]", "stages is an empty list", "at least one"),
         ("hello", "stages is the text", "at least one"),
@@ -147,11 +148,11 @@ def test_output_dir_by_default_and_by_override(load: Any, smallest: str, tmp_pat
         ("[{name: a, stages: []}]", "unknown key stages[0].stages", ""),
     ],
 )
-def test_wrong_stages(mistakes: Any, smallest: str, stages: str, start: str, mend: str) -> None:
+def test_wrong_stages(mistakes: Any, smallest: str, stages: str, start: str, fix: str) -> None:
     (message,) = mistakes(smallest + f"stages: {stages}\n")
     assert message.startswith(start)
     assert "(recipe.yaml:3)" in message
-    assert mend in message
+    assert fix in message
 
 
 def test_names_may_be_chinese(load: Any, smallest: str, tmp_path: Path) -> None:

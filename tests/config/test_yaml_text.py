@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pyft.config import ConfigError, dump_yaml
-from pyft.config.yaml_text import parse_text, parse_value, read_document
+from pyft.config.yaml_text import dump_yaml, parse_text, parse_value, read_document
+from pyft.errors import ConfigError
 
 
 def refusal(text: str) -> str:

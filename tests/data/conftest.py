@@ -10,9 +10,9 @@ import pytest
 import sentencepiece
 from tokenizers.processors import ByteLevel
 
-from pyft.config import load_recipe
+from pyft.config.load import load_recipe
 from pyft.data.chat.builtin import BUILTIN_TEMPLATES
-from pyft.data.encode import build_tokenizer, load_tokenizer
+from pyft.data.tokenizers.load import build_tokenizer, load_tokenizer
 
 CONTROL_TOKENS = sorted({token for builtin in BUILTIN_TEMPLATES.values() for token in builtin.control_tokens})
 SENTENCES = (

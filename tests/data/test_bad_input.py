@@ -1,4 +1,4 @@
-"""Bad rows and files through `python -m pyft.data`: one line of what, where and how to mend it; no halves.
+"""Bad rows and files through `python -m pyft.data`: one line of what, where and how to fix it; no halves.
 
 The good rows of the same files show that what is refused is the bad one alone.
 """
@@ -18,7 +18,7 @@ import pytest
 from data_command import GOOD, Command, between, line
 from pyarrow import parquet
 
-from pyft.config import run_command
+from pyft.command import run_command
 from pyft.data.__main__ import main, make_parser
 
 
@@ -208,7 +208,7 @@ def test_ids_that_never_end(command, fail):
 def test_rows_that_were_all_skipped_say_why(command, fail):
     path = command.write("data.jsonl", line(GOOD[0]) + b"\n")
     text = fail(3, "data.max_length=4", "data.overlong=error", "data.on_bad_record=skip", prepared=True)
-    assert f"(dropped: bad_record 1): mend them, first {path}:1: the row has" in text
+    assert f"(dropped: bad_record 1): fix them, first {path}:1: the row has" in text
     assert "data.max_length 4: raise it" in text
 
 

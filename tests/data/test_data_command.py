@@ -10,7 +10,7 @@ import sys
 import pytest
 import yaml
 
-from pyft.config import run_command
+from pyft.command import run_command
 from pyft.data.__main__ import main, make_parser
 from pyft.data.chat.builtin import BUILTIN_TEMPLATES
 
@@ -243,7 +243,7 @@ def test_errors_are_one_line_with_a_code(recipe, capsys):
 def test_a_wrong_recipe_is_answered_without_heavy_imports(recipe):
     script = (
         "import sys\n"
-        "from pyft.config import run_command\n"
+        "from pyft.command import run_command\n"
         "from pyft.data.__main__ import main, make_parser\n"
         "code = run_command(main, make_parser(), sys.argv[1:])\n"
         "heavy = {'torch', 'transformers', 'tokenizers', 'sentencepiece', 'jinja2'} & set(sys.modules)\n"

@@ -9,11 +9,12 @@ from collections import Counter
 
 import pytest
 
-from pyft.config import ConfigError, DataError
-from pyft.data.encode import IGNORED
-from pyft.data.ledger import check_ledger, format_ledger
-from pyft.data.prepare import prepare, tokenizer_for
-from pyft.data.templates import get_template
+from pyft.data.chat.bind import get_template
+from pyft.data.encode.sample import IGNORED
+from pyft.data.prepare import prepare
+from pyft.data.recipe_tokenizer import tokenizer_for
+from pyft.data.show.ledger import check_ledger, format_ledger
+from pyft.errors import ConfigError, DataError
 
 
 def make_rows(count: int, seed: int = 0) -> list[dict]:

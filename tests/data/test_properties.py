@@ -6,11 +6,12 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from pyft.data.chat.bind import get_template
 from pyft.data.chat.builtin import BUILTIN_TEMPLATES
-from pyft.data.conversation import Message, Row
-from pyft.data.encode import EncodeOptions, RowEncoder
-from pyft.data.templates import get_template
-from pyft.data.tokens.ids import special_spellings
+from pyft.data.encode.rows import RowEncoder
+from pyft.data.encode.sample import EncodeOptions
+from pyft.data.rows.row import Message, Row
+from pyft.data.tokenizers.text import special_spellings
 
 PROFILE = settings(
     derandomize=True,

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from pyft.config import ConfigError, DataError
 from pyft.data import recipe_tokenizer
 from pyft.data.recipe_tokenizer import tokenizer_for
+from pyft.errors import ConfigError, DataError
 
 TALK = [{"role": "user", "content": "zebra?"}, {"role": "assistant", "content": "okapi"}]
 BUILT = {

@@ -10,8 +10,8 @@ from numerics import assert_equals_reference, gradients, poisoned_empty, random,
 from torch import Tensor
 
 from pyft.ops import reference
-from pyft.ops.cross_entropy import linear_cross_entropy
 from pyft.ops.cuda import linear_cross_entropy as composition
+from pyft.ops.linear_cross_entropy import linear_cross_entropy
 
 DTYPES = [torch.float32, torch.bfloat16]
 FROZEN, TRAINED = (True, False, False), (True, True, True)

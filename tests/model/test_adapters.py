@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from tiny_models import pack, random_model, random_samples, saved_model
 from transformers import AutoModelForCausalLM
 
-from pyft.config import ConfigError
-from pyft.model.adapters import LoRALinear, adapted_layers, attach_adapters, merge_adapters, trainable_state
+from pyft.errors import ConfigError
+from pyft.model.adapters import adapted_layers, attach_adapters, merge_adapters, trainable_state
 from pyft.model.head import forward_hidden
+from pyft.model.layers.lora_linear import LoRALinear
 from pyft.model.load import enable_gradient_checkpointing, load_model
 from pyft.model.save import load_adapter_weights, read_adapter_config, save_adapter
 

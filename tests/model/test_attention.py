@@ -127,7 +127,7 @@ def test_attention_dropout_applies_only_when_asked():
 
 
 def test_architecture_that_leaks_along_the_row_is_found():
-    from pyft.config import ConfigError
+    from pyft.errors import ConfigError
 
     class Leaky(torch.nn.Module):
         def __init__(self, inner):

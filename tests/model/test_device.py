@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyft.assemble import device_of
-from pyft.config import ConfigError
+from pyft.errors import ConfigError
 from pyft.model import device
 
 GPU = {

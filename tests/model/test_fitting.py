@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import byte_tokenizer, random_model
 
-from pyft.config import ConfigError
+from pyft.errors import ConfigError
 from pyft.model.fitting import check_positions, check_vocabulary, fit_vocabulary
 from pyft.model.load import load_model
 

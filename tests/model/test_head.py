@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import pack, random_model, random_samples, saved_model
 
-from pyft.config import ConfigError
+from pyft.errors import ConfigError
 from pyft.model.adapters import attach_adapters
 from pyft.model.attention import NAME, register_packed_attention
 from pyft.model.head import Head, forward_hidden, forward_logits, head_of

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from tiny_models import SMALL, random_model, random_samples, saved_model
 from transformers import AutoModelForCausalLM
 
-from pyft.config import ConfigError, NumericsError
+from pyft.errors import ConfigError, NumericsError
 from pyft.model.architecture import init_model
-from pyft.model.checkpoint import open_tensors, stored_dtype
+from pyft.model.layers.nf4_linear import NF4Linear
+from pyft.model.layers.replace import linear_names
 from pyft.model.load import load_model
-from pyft.model.quantize import NF4Linear, linear_names
+from pyft.model.weight_files import open_tensors, stored_dtype
 
 CASES = [
     ("llama", {}),

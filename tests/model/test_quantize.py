@@ -10,7 +10,9 @@ from tiny_models import pack, random_model, random_samples
 
 from pyft.model.attention import NAME, register_packed_attention
 from pyft.model.head import forward_logits
-from pyft.model.quantize import NF4Linear, linear_names, quantize_linears, replace_module
+from pyft.model.layers.nf4_linear import NF4Linear
+from pyft.model.layers.replace import linear_names, replace_module
+from pyft.model.quantize import quantize_linears
 
 
 def dense_twin(model):

@@ -11,7 +11,8 @@ from numerics import assert_equals_reference, gradients, poisoned_empty, random,
 from torch import Tensor
 
 from pyft.ops import native, reference
-from pyft.ops.cross_entropy import cross_entropy, linear_cross_entropy
+from pyft.ops.cross_entropy import cross_entropy
+from pyft.ops.linear_cross_entropy import linear_cross_entropy
 
 DTYPES = [torch.float32, torch.bfloat16]
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -286,7 +287,7 @@ def test_logits_are_never_all_stored(trained):
     # 4096 rows x 65536 entries would be 1 GiB of float32; the process may grow by a tenth of it
     code = f"""
 import resource, torch
-from pyft.ops.cross_entropy import linear_cross_entropy
+from pyft.ops.linear_cross_entropy import linear_cross_entropy
 torch.set_num_threads(2)
 hidden = torch.randn(4096, 4, requires_grad=True)
 head = torch.randn(65536, 4, requires_grad={trained})

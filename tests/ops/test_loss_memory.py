@@ -28,7 +28,7 @@ def report(loss_of):
     print(peak_memory_bytes() - before, hidden.grad.norm().item())
 """
 OURS = """
-from pyft.ops.cross_entropy import linear_cross_entropy
+from pyft.ops.linear_cross_entropy import linear_cross_entropy
 
 report(lambda: linear_cross_entropy(hidden, head, targets))
 """

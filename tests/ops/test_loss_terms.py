@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from numerics import assert_equals_reference, gradients, poisoned_empty, random, random_targets
 
 from pyft.ops import native, reference
-from pyft.ops.cross_entropy import cross_entropy, linear_cross_entropy
+from pyft.ops.cross_entropy import cross_entropy
+from pyft.ops.linear_cross_entropy import linear_cross_entropy
 
 DTYPES = [torch.float32, torch.bfloat16]
 OF_THE_LOSS = {"smoothing": {"label_smoothing": 0.1}, "z_loss": {"z_loss": 0.02}}

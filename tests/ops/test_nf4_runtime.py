@@ -69,7 +69,7 @@ def test_repeated_calls_give_equal_bits():
 
 
 def run_python(code: str, **variables: str) -> subprocess.CompletedProcess:
-    """Runs code in a fresh process that finds the same modules as this one, and this file."""
+    """Run code in a fresh process that finds the same modules as this one, and this file."""
     here = Path(__file__).resolve().parent
     paths = [Path(C.__file__).resolve().parent, Path(pyft.__file__).resolve().parents[1], here.parent, here]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), **variables}

@@ -4,7 +4,7 @@ import io
 import re
 
 import pytest
-from trainer.toy import toy_run
+from toy import toy_run
 
 from pyft.trainer.console import Console
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from trainer.toy import ToyModel, ToySource, toy_objective
+from toy import ToyModel, ToySource, toy_objective
 
+from pyft.run.log import perplexity
 from pyft.trainer.evaluate import EvaluationStopped, ask, evaluating, validation_loss
-from pyft.trainer.metrics import perplexity
 from pyft.trainer.settings import Completion, Question
 
 

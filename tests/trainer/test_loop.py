@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from trainer.toy import (
+from toy import (
     VOCABULARY,
     ToyBatch,
     ToyModel,
@@ -18,7 +18,7 @@ from trainer.toy import (
     trained,
 )
 
-from pyft.config import ConfigError, DataError, NumericsError, OutOfMemory
+from pyft.errors import ConfigError, DataError, NumericsError, OutOfMemory
 from pyft.trainer.optim import learning_rate_at
 from pyft.trainer.settings import TrainSettings
 

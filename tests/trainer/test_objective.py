@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from trainer.toy import toy_batch
+from toy import toy_batch
 
 from pyft.ops import reference
 from pyft.trainer.objective import causal_lm_objective, logits_objective

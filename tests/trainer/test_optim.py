@@ -11,7 +11,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from pyft.config import ConfigError
+from pyft.errors import ConfigError
 from pyft.trainer.optim import Optimizer, learning_rate_at, num_warmup_steps
 from pyft.trainer.settings import TrainSettings
 

@@ -7,17 +7,17 @@ import threading
 import time
 
 import pytest
-from trainer.toy import ToyModel, ToySource, greedy, rows, same_run, toy_trainer
+from toy import ToyModel, ToySource, greedy, rows, same_run, toy_trainer
 
-from pyft.config import Interrupted
-from pyft.trainer.checkpoint import list_checkpoints, problems
+from pyft.errors import Interrupted
+from pyft.run.checkpoint import list_checkpoints, problems
 from pyft.trainer.signals import SignalWatch
 
 SLOW_MS = 60
 
 
 def wait_for(path, pattern, timeout=30.0):
-    """Waits until a file matches."""
+    """Wait until a file matches."""
     until = time.monotonic() + timeout
     while time.monotonic() < until:
         if path.exists() and re.search(pattern, path.read_text()):
@@ -27,7 +27,7 @@ def wait_for(path, pattern, timeout=30.0):
 
 
 def wait_for_exit(pid, timeout=30.0):
-    """Waits until a process is a zombie: ended, and not asked about yet."""
+    """Wait until a process is a zombie: ended, and not asked about yet."""
     until = time.monotonic() + timeout
     while time.monotonic() < until:
         with open(f"/proc/{pid}/stat") as file:

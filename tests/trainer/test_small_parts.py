@@ -11,14 +11,14 @@ import types
 import numpy
 import pytest
 import torch
-from trainer.toy import rows, same_run, toy_run
+from toy import rows, same_run, toy_run
 
-from pyft.config import ConfigError, DiskError
+from pyft.errors import ConfigError, DiskError
+from pyft.run.faults import Faults
+from pyft.run.files import disk_error, replace_file
+from pyft.run.log import JsonLog, read_rows
 from pyft.trainer import trackers
-from pyft.trainer.faults import Faults
-from pyft.trainer.files import disk_error, replace_file
 from pyft.trainer.memory import out_of_memory
-from pyft.trainer.metrics import JsonLog, read_rows
 from pyft.trainer.plot import plot_loss
 from pyft.trainer.rng import rng_state, same_rng_after, seed_everything, set_rng_state
 

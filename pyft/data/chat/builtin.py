@@ -41,9 +41,6 @@ from __future__ import annotations
 
 from pyft.data.chat.builtin_jinja import CHATML_TOOLS, BuiltinTemplate, loop, strict
 
-__all__ = ["BUILTIN_TEMPLATES", "BuiltinTemplate"]
-
-
 _CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 _CHATML = BuiltinTemplate(
     loop(

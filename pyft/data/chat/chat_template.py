@@ -21,8 +21,8 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from pyft.config import ConfigError
-from pyft.data.chat.builtin import BUILTIN_TEMPLATES, BuiltinTemplate
+from pyft.data.chat.builtin import BUILTIN_TEMPLATES
+from pyft.data.chat.builtin_jinja import BuiltinTemplate
 from pyft.data.chat.kept import check_kept, check_tool_results, count_shortened
 from pyft.data.chat.masks import find_end_mark, find_prompt_ends, find_spans, trim_span
 from pyft.data.chat.probes import check_marks, find_written, places_reasoning, places_tools
@@ -38,12 +38,13 @@ from pyft.data.chat.rendering import (
     put_back,
 )
 from pyft.data.chat.sandbox import TemplateFailure, compile_template
-from pyft.data.conversation import Message
-from pyft.data.tokens.ids import encode_all, special_spellings
+from pyft.data.rows.row import Message
+from pyft.data.tokenizers.text import encode_all, special_spellings
+from pyft.errors import ConfigError
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _MOST_FRAMES = 256
-_NAME_ONE = "(model.template): mend it, or name a built-in one (python -m pyft.data templates lists them)"
+_NAME_ONE = "(model.template): fix it, or name a built-in one (python -m pyft.data templates lists them)"
 _WITH_TOOLS = ", ".join(name for name, builtin in BUILTIN_TEMPLATES.items() if builtin.supports_tools)
 
 
@@ -166,7 +167,7 @@ class ChatTemplate:
         try:
             rendered = self.render(turns, tools=tools, add_generation_prompt=True)
         except TemplateFailure as error:
-            raise ConfigError(f"template {self.name} refuses the conversation: {error}: mend it") from None
+            raise ConfigError(f"template {self.name} refuses the conversation: {error}: fix it") from None
         return encode_all(tokenizer, [rendered.spelled], self.control_tokens)[0].ids
 
     def stop_token_ids(self, tokenizer: Any) -> list[int]:

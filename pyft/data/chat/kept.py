@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pyft.data.chat.rendering import unused_characters
 from pyft.data.chat.sandbox import TemplateFailure
-from pyft.data.conversation import Message
+from pyft.data.rows.row import Message
 
 
 def check_tool_results(messages: Sequence[Message], find_learned: Callable[[Sequence[Message]], str]) -> None:

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from pyft.data.chat.rendering import Span, unused_characters
 from pyft.data.chat.sandbox import TemplateFailure
-from pyft.data.conversation import Message
+from pyft.data.rows.row import Message
 
 Render = Callable[[Sequence[Message]], str]
 """Messages -> the text of a conversation, or of a prompt."""

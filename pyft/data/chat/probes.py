@@ -10,7 +10,7 @@ from itertools import takewhile
 from pyft.data.chat.masks import trim_span
 from pyft.data.chat.rendering import Rendered, Span, Tools, placeholders
 from pyft.data.chat.sandbox import TemplateFailure
-from pyft.data.conversation import Message
+from pyft.data.rows.row import Message
 
 _TALK = [
     Message(role, content)

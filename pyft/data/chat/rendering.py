@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from pyft.data.conversation import Message
-from pyft.data.tokens.ids import SpelledText
+from pyft.data.rows.row import Message
+from pyft.data.tokenizers.text import SpelledText
 
 Span = tuple[int, int]
 Tools = Sequence[dict[str, Any]]

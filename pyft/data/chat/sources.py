@@ -6,8 +6,9 @@ import difflib
 import re
 from pathlib import Path
 
-from pyft.config import ConfigError
-from pyft.data.chat.builtin import BUILTIN_TEMPLATES, BuiltinTemplate
+from pyft.data.chat.builtin import BUILTIN_TEMPLATES
+from pyft.data.chat.builtin_jinja import BuiltinTemplate
+from pyft.errors import ConfigError
 
 # <|end|>, <end_of_turn>; but not <tool_call>, which has a </tool_call>.
 _SPELLED = re.compile(r"<\|[^\s<>|'\"{}]+\|>|<[a-z]+(?:_[a-z]+)+>")

@@ -7,7 +7,7 @@
     .csv .parquet .arrow   row by row (tables.py); hf:// (hub.py)
 
 A record that cannot be decoded becomes a Record with an error; a file that cannot be read on raises a
-DataError `file:line:column: what: how to mend it`.
+DataError `file:line:column: what: how to fix it`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, BinaryIO
 
-from pyft.config import DataError
-from pyft.data.reading.files import DataFile, describe_os_error, open_file
 from pyft.data.reading.json_arrays import decode_array
 from pyft.data.reading.json_lines import BOM, Record, check_encoding, decode_line, decode_utf8
-
-__all__ = ["RawChunk", "Record", "head_id", "read_chunks"]
+from pyft.data.reading.source_file import DataFile, describe_os_error, open_file
+from pyft.errors import DataError
 
 ROWS_PER_CHUNK = 1000
 LONGEST_LINE_BYTES = 1 << 28

@@ -12,20 +12,15 @@ error. What the files hold is read in chunks.py.
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
 
-from pyft.config import DataError, DataSource
+from pyft.config.schema import DataSource
+from pyft.data.reading.source_file import HUB_PREFIX, Compression, DataFile, Kind, describe_os_error
+from pyft.errors import DataError
 
-Kind = Literal["jsonl", "json", "txt", "csv", "parquet", "arrow", "hub"]
-Compression = Literal["gzip", "zstd"]
-
-HUB_PREFIX = "hf://"
 KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -36,22 +31,9 @@ KINDS: dict[str, Kind] = {
     ".arrow": "arrow",
 }
 COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
-_STREAM_ID_BYTES = 1 << 20
 _UNPACKED_KINDS = ("parquet", "arrow")
 # What `datasets` writes beside the rows of a saved data set.
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """One file of rows. For the hub, `path` is `hf://owner/name`; `name` and `split` are for it alone."""
-
-    path: str
-    kind: Kind
-    compression: Compression | None = None
-    size_bytes: int = 0
-    name: str | None = None
-    split: str = "train"
 
 
 def expand_source(source: DataSource) -> tuple[list[DataFile], list[str]]:
@@ -160,99 +142,3 @@ def _kind_of(path: str) -> tuple[Kind, Compression | None] | None:
 
 def _list_kinds() -> str:
     return f"{', '.join(KINDS)}; all but parquet and arrow also with {' or '.join(COMPRESSIONS)} after it"
-
-
-def open_file(file: DataFile) -> BinaryIO | Any:
-    """Open a file for reading its bytes, unpacked.
-
-    OSError is raised further down where it cannot be read; so does reading where it is packed and damaged.
-
-    Args:
-        file: A file on this machine.
-
-    Returns:
-        A stream with `read`, to be closed.
-    """
-    if file.compression is None:
-        return open(file.path, "rb")
-    import pyarrow
-
-    return pyarrow.CompressedInputStream(pyarrow.OSFile(file.path), file.compression)
-
-
-def hash_file(path: str) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal.
-
-    Args:
-        path: The file.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(describe_os_error(path, error)) from error
-
-
-def content_id(file: DataFile) -> str:
-    """Name what a file holds, so that the same name means the same rows.
-
-    Args:
-        file: A file, or a data set of the hub.
-
-    Returns:
-        The SHA-256 of a file's bytes; for the hub the data set, its configuration, split and revision.
-    """
-    if file.kind == "hub":
-        from pyft.data.reading.hub import revision
-
-        return f"{file.path} {file.name or ''} {file.split} {revision(file)}"
-    return hash_file(file.path)
-
-
-def stream_id(file: DataFile) -> str:
-    """Name what a file holds without reading all of it, as a stream may be too large for that.
-
-    Args:
-        file: A file, or a data set of the hub.
-
-    Returns:
-        The size, and the SHA-256 of the first and the last MiB; for the hub what content_id gives.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    if file.kind == "hub":
-        return content_id(file)
-    try:
-        with open(file.path, "rb") as stream:
-            digest = hashlib.sha256(stream.read(_STREAM_ID_BYTES))
-            stream.seek(max(0, file.size_bytes - _STREAM_ID_BYTES))
-            digest.update(stream.read(_STREAM_ID_BYTES))
-    except OSError as error:
-        raise DataError(describe_os_error(file.path, error)) from error
-    return f"{file.size_bytes} {digest.hexdigest()}"
-
-
-def describe_os_error(path: str, error: OSError) -> str:
-    """Say why a file cannot be read.
-
-    Args:
-        path: The file.
-        error: What the system said.
-
-    Returns:
-        `file: what: how to mend it`.
-    """
-    if isinstance(error, FileNotFoundError):
-        return f"{path}: no such file: check the path (it is relative to the current folder)"
-    if isinstance(error, IsADirectoryError):
-        return f"{path}: is a folder: name the files in it"
-    if isinstance(error, PermissionError):
-        return f"{path}: may not be read ({error.strerror}): give this user the right to read it"
-    return f"{path}: cannot be read ({error.strerror or error}): check the disk and the path"

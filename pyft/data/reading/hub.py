@@ -10,9 +10,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from pyft.config import DataError
-from pyft.data.reading.files import HUB_PREFIX, DataFile
+from pyft.data.reading.source_file import HUB_PREFIX, DataFile
 from pyft.data.reading.tables import without_nulls
+from pyft.errors import DataError
 
 
 def read_hub(file: DataFile) -> Iterator[tuple[Any, str | None]]:

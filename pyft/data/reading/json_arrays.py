@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from pyft.config import DataError
 from pyft.data.reading.json_lines import (
     BLANK,
     BOM,
@@ -19,6 +18,7 @@ from pyft.data.reading.json_lines import (
     decode_value,
     json_type,
 )
+from pyft.errors import DataError
 
 _LENIENT_DECODER = json.JSONDecoder()
 
@@ -92,7 +92,7 @@ def _describe_array_error(path: str, text: str, position: int, message: str, row
     where = f"{path}:{line}:{column}"
     if position >= len(text):
         return f"{where}: the file is cut in row {row} ({message}): it ends too early; write it again"
-    return f"{where}: broken JSON in row {row} ({message}): mend it there"
+    return f"{where}: broken JSON in row {row} ({message}): fix it there"
 
 
 def _describe_no_array(path: str, text: str, start: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from pyft.config import DataError
+from pyft.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -145,7 +145,7 @@ def _parse_line(text: str, source: str, number: int, ended: bool) -> Any:
                 f"{where}: the record goes on over several lines: write one record a line, or name an array "
                 ".json"
             ) from error
-        raise DataError(f"{where}: broken JSON ({error.msg}): mend this line; one record a line") from error
+        raise DataError(f"{where}: broken JSON ({error.msg}): fix this line; one record a line") from error
 
 
 def decode_value(text: str, start: int, source: str) -> tuple[Any, int]:

@@ -18,9 +18,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pyft.config import DataError
-from pyft.data.reading.files import DataFile, open_file
 from pyft.data.reading.json_lines import check_encoding
+from pyft.data.reading.source_file import DataFile, open_file
+from pyft.errors import DataError
 
 ROWS_AT_A_TIME = 1000
 LONGEST_CELL = 1 << 28
@@ -85,7 +85,7 @@ def _decode_batch(batch: Any, path: str, first: int) -> Iterator[tuple[Any, str 
         except ValueError as error:
             yield (
                 None,
-                f"{path}:{first + index}: a cell cannot be decoded ({error}): mend it, or delete the row",
+                f"{path}:{first + index}: a cell cannot be decoded ({error}): fix it, or delete the row",
             )
 
 

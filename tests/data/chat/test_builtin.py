@@ -9,9 +9,12 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from pyft.config import ConfigError
+from pyft.data.chat.bind import get_template
 from pyft.data.chat.builtin import BUILTIN_TEMPLATES
-from pyft.data.templates import ChatTemplate, Message, TemplateFailure, get_template
+from pyft.data.chat.chat_template import ChatTemplate
+from pyft.data.chat.sandbox import TemplateFailure
+from pyft.data.rows.row import Message
+from pyft.errors import ConfigError
 
 # The names of XTuner's table, and chatml.
 # fmt: off

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pyft.data.templates import ChatTemplate, Message, TemplateFailure, get_template
+from pyft.data.chat.bind import get_template
+from pyft.data.chat.chat_template import ChatTemplate
+from pyft.data.chat.sandbox import TemplateFailure
+from pyft.data.rows.row import Message
 
 # Templates of others, cut down to what matters.
 QWEN2 = (

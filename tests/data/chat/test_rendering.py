@@ -15,7 +15,7 @@ from pyft.data.chat.rendering import (
     put_back,
     unused_characters,
 )
-from pyft.data.conversation import Message
+from pyft.data.rows.row import Message
 
 CONTROLS = re.compile(r"<\|end\|>|<e>")
 

@@ -8,8 +8,10 @@ import json
 
 import pytest
 
-from pyft.config import ConfigError
-from pyft.data.templates import ChatTemplate, Message, TemplateFailure
+from pyft.data.chat.chat_template import ChatTemplate
+from pyft.data.chat.sandbox import TemplateFailure
+from pyft.data.rows.row import Message
+from pyft.errors import ConfigError
 
 HEAD = "<|im_start|>assistant\n"
 QUESTION = Message("user", "2+2?")

@@ -7,8 +7,11 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from pyft.config import ConfigError
-from pyft.data.templates import ChatTemplate, Message, TemplateFailure, get_template
+from pyft.data.chat.bind import get_template
+from pyft.data.chat.chat_template import ChatTemplate
+from pyft.data.chat.sandbox import TemplateFailure
+from pyft.data.rows.row import Message
+from pyft.errors import ConfigError
 
 WEATHER = {
     "type": "function",

@@ -9,11 +9,12 @@ import pickle
 import pyarrow
 import pytest
 
-from pyft.config import DataError, DataSource
+from pyft.config.schema import DataSource
 from pyft.data.reading import chunks as chunks_module
 from pyft.data.reading.chunks import read_chunks
 from pyft.data.reading.files import expand_source
 from pyft.data.reading.json_lines import Record
+from pyft.errors import DataError
 
 
 def chunks_of(path, **settings):

@@ -7,8 +7,11 @@ import os
 
 import pytest
 
-from pyft.config import DataError, DataSource
-from pyft.data.reading.files import DataFile, content_id, expand_source, hash_file
+from pyft.config.schema import DataSource
+from pyft.data.reading.files import expand_source
+from pyft.data.reading.identity import content_id, hash_file
+from pyft.data.reading.source_file import DataFile
+from pyft.errors import DataError
 
 
 def expand(path, **settings):
@@ -22,7 +25,7 @@ def fail(path) -> str:
     assert caught.value.exit_code == 3
     (message,) = caught.value.messages
     assert message.startswith(f"{path}: "), message
-    assert message.count(": ") >= 2, "what, then how to mend it"
+    assert message.count(": ") >= 2, "what, then how to fix it"
     return message.removeprefix(f"{path}: ")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import datasets
 import pytest
 
-from pyft.config import DataError
 from pyft.data.reading.chunks import read_chunks
-from pyft.data.reading.files import DataFile, content_id
+from pyft.data.reading.identity import content_id
+from pyft.data.reading.source_file import DataFile
+from pyft.errors import DataError
 
 FILE = DataFile("hf://owner/name", "hub", name="en", split="test")
 

@@ -1,4 +1,4 @@
-"""JSON lines, JSON arrays and texts that can be read, and every one that cannot: file, line and mend."""
+"""JSON lines, JSON arrays and texts that can be read, and every one that cannot: file, line and fix."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from pyft.config import DataError, DataSource
-from pyft.data.formats import iter_rows
+from pyft.config.schema import DataSource
 from pyft.data.reading.chunks import read_chunks
 from pyft.data.reading.files import expand_source
+from pyft.data.rows.formats import iter_rows
+from pyft.errors import DataError
 
 
 def chunks_of(path):
@@ -72,7 +73,7 @@ def test_broken_line_has_line_and_column(tmp_path):
     lines = ['{"text": "a"}', "", '{"text": "b"}', '{"text": "c" "d"}', '{"text": "e"}']
     message = fail(tmp_path, "\n".join(lines) + "\n")
     assert message.startswith("4:14: broken JSON (")
-    assert "mend this line" in message
+    assert "fix this line" in message
 
 
 @pytest.mark.parametrize(

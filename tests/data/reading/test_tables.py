@@ -11,10 +11,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from pyft.config import DataError, DataSource
-from pyft.data.formats import iter_rows
+from pyft.config.schema import DataSource
 from pyft.data.reading.chunks import read_chunks
 from pyft.data.reading.files import expand_source
+from pyft.data.rows.formats import iter_rows
+from pyft.errors import DataError
 
 
 def read(path, content: bytes | None = None, **settings):
@@ -203,7 +204,7 @@ def test_memory_stays_bounded(tmp_path):
     del table
     script = (
         "import sys, pyarrow.parquet\n"
-        "from pyft.config import DataSource\n"
+        "from pyft.config.schema import DataSource\n"
         "from pyft.data.reading.files import expand_source\n"
         "from pyft.data.reading.chunks import read_chunks\n"
         "def peak_kib():\n"

@@ -1,0 +1,153 @@
+"""What every `python -m pyft.<command>` does around its own work: options, errors, exit codes.
+
+    import argparse, sys
+    from pyft.command import run_command
+
+    def main(options: argparse.Namespace) -> int | None: ...
+
+    if __name__ == "__main__":
+        sys.exit(run_command(main, parser))
+
+A mistake becomes one line `error: what (where): how to fix it` on stderr and the exit code of its kind; a
+traceback is printed with `--debug` only. torch is never imported here: its errors are known by the module
+already loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import io
+import os
+import sys
+import traceback
+import unicodedata
+from collections.abc import Callable, Sequence
+
+from pyft.errors import ConfigError, DiskError, OutOfMemory, PyftError
+
+Main = Callable[[argparse.Namespace], int | None]
+
+BROKEN_PIPE_CODE = 141
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+_MEMORY_PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+
+
+def run_command(main: Main, parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, runs a command and turns whatever it raises into error lines and an exit code.
+
+    Args:
+        main: the command; it gets the parsed options and returns its exit code, None meaning 0.
+        parser: its options; `--debug` is added.
+        argv: the arguments, by default those of the process.
+
+    Returns:
+        The exit code, for `sys.exit`.
+    """
+    _prepare_streams()
+    # Read by torch's OpenMP when it is loaded. Its threads otherwise spin while they wait, and where another
+    # program shares the cores, a step of a small model then takes ten times as long (measured on 2 cores).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    parser.add_argument("--debug", action="store_true", help="print a traceback with every error")
+    parser.error = _refuse_usage  # type: ignore[method-assign]
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        code = main(_find_recipe(parser.parse_intermixed_args(arguments))) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # argparse's --help
+        return stop.code if isinstance(stop.code, int) else 0
+    except BrokenPipeError:
+        _silence_stdout()
+        return BROKEN_PIPE_CODE
+    except KeyboardInterrupt:
+        _report([], debug)
+        return 130
+    except Exception as error:
+        known = error if isinstance(error, PyftError) else _known_error(error)
+        if known is None:
+            message = f"internal: {type(error).__name__}: {error}"
+            _report([message if debug else f"{message}; run again with --debug"], debug)
+            return 1
+        _report(known.messages, debug)
+        return known.exit_code
+
+
+def _find_recipe(options: argparse.Namespace) -> argparse.Namespace:
+    """Lets overrides stand before the recipe too: argparse takes the first word for it, whatever it is."""
+    words = [getattr(options, "recipe", None), *getattr(options, "overrides", [])]
+    if words[0] is not None and _is_override(words[0]):
+        found = next((place for place, word in enumerate(words) if not _is_override(word)), 0)
+        options.recipe = words.pop(found)
+        options.overrides = words
+    return options
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not os.path.exists(word)
+
+
+def _refuse_usage(message: str) -> None:
+    dashed = message.startswith("unrecognized arguments: -") and "=" in message and "." in message
+    fix = "write overrides without dashes, as train.learning_rate=1e-4" if dashed else "see --help"
+    raise ConfigError(f"{message} (command line): {fix}")
+
+
+def _known_error(error: Exception) -> PyftError | None:
+    """Give the error of pyft that stands for one of Python's, torch's or the system's."""
+    if _is_out_of_memory(error):
+        asked = str(error).strip().splitlines()
+        detail = asked[0].strip().rstrip(".") if asked else "no memory left"
+        return OutOfMemory(
+            f"out of memory: {detail} (device): lower train.per_device_train_batch_size or data.max_length, "
+            "or set train.gradient_checkpointing: true"
+        )
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        place = error.filename2 or error.filename or "output folder"
+        return DiskError(
+            f"{error.strerror} ({place}): free some space, fix the permissions or write elsewhere"
+        )
+    return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    torch_error = getattr(torch, "OutOfMemoryError", None)
+    if isinstance(error, MemoryError) or (isinstance(torch_error, type) and isinstance(error, torch_error)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _MEMORY_PHRASES)
+
+
+def _report(messages: list[str], debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    for message in messages:
+        print(f"error: {_one_line(message)}", file=sys.stderr, flush=True)
+
+
+def _one_line(message: str) -> str:
+    """Keep a message on one line and harmless for a terminal, whatever text from files it holds."""
+    spaced = " ".join(message.split("\n"))
+    return "".join(
+        repr(char)[1:-1] if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char
+        for char in spaced
+    )
+
+
+def _prepare_streams() -> None:
+    """Lets output appear line by line, and characters that the terminal cannot show not end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+
+
+def _silence_stdout() -> None:
+    """Keep Python from complaining again at exit about a reader that went away."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):
+        sys.stdout = None

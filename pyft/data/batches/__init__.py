@@ -1,0 +1,1 @@
+"""Samples -> batches: split, order, packing, collation, streaming."""

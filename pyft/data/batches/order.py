@@ -1,0 +1,121 @@
+"""The order of batches, a pure function of epoch and index.
+
+packed     packs in a seeded order of each epoch, batch_size of them in a batch
+unpacked   samples in a seeded order, but those of a batch are about equally long: stretches of 50 batches
+           are sorted by length, then the batches are shuffled; the batch with the longest sample of all
+           comes first, so that what does not fit into memory is known at the first step
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from pyft.data.batches.collate import Batch, collate
+from pyft.data.encode.sample import Sample
+
+_BATCHES_SORTED_TOGETHER = 50
+
+
+class Groups(Sequence[Sequence[Sample]]):
+    """Groups of samples that are read when a group is asked for."""
+
+    def __init__(self, samples: Sequence[Sample], members: Sequence[Sequence[int]] | None) -> None:
+        """Name the groups.
+
+        Args:
+            samples: The samples.
+            members: For each group the indices of its samples; None makes each sample a group.
+        """
+        self._samples, self._members = samples, members
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self._samples if self._members is None else self._members)
+
+    def __getitem__(self, index: int) -> list[Sample]:
+        """Read one group."""
+        if self._members is None:
+            return [self._samples[index]]
+        return [self._samples[member] for member in self._members[index]]
+
+
+class BatchSource:
+    """Batches by (epoch, index), a pure function: resuming needs no more state than these two numbers."""
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[Sample]],
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
+        """Keep the groups.
+
+        Args:
+            groups: Packs, or single samples; each goes into one batch whole.
+            batch_size: Groups in a batch; the last batch of an epoch may have fewer.
+            seed: Of the order of groups in each epoch.
+            shuffle: Whether to change the order at all.
+            lengths: Tokens of each group, to put groups of like lengths into a batch; None does not.
+
+        Raises:
+            ValueError: There is no group, or batch_size is below 1.
+        """
+        if not groups or batch_size < 1:
+            raise ValueError("BatchSource: groups must be given, and batch_size be at least 1")
+        self._groups = groups
+        self._batch_size = batch_size
+        self._seed = seed
+        self._shuffle = shuffle
+        self._lengths = lengths if batch_size > 1 else None
+        self._order: tuple[int, list[int]] | None = None
+        self.num_batches = -(-len(groups) // batch_size)
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Return one batch.
+
+        Args:
+            epoch: From 0.
+            index: From 0 to num_batches - 1.
+
+        Returns:
+            The batch.
+
+        Raises:
+            IndexError: There is no such batch.
+        """
+        if not 0 <= index < self.num_batches:
+            raise IndexError(f"BatchSource: batch {index} of {self.num_batches}")
+        order = self._order_of(epoch)
+        chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
+        return collate([sample for group in chosen for sample in self._groups[group]])
+
+    def _order_of(self, epoch: int) -> list[int]:
+        if self._order is None or (self._shuffle and self._order[0] != epoch):
+            order = list(range(len(self._groups)))
+            rng = random.Random(f"{self._seed}/{epoch}")
+            if self._shuffle:
+                rng.shuffle(order)
+            if self._lengths is not None:
+                order = self._by_length(order, rng)
+            self._order = (epoch, order)
+        return self._order[1]
+
+    def _by_length(self, order: list[int], rng: random.Random) -> list[int]:
+        lengths, size = self._lengths, self._batch_size
+        assert lengths is not None
+        stretch = _BATCHES_SORTED_TOGETHER * size if self._shuffle else len(order)
+        batches: list[list[int]] = []
+        for first in range(0, len(order), stretch):
+            alike = sorted(order[first : first + stretch], key=lambda index: -lengths[index])
+            batches += [alike[at : at + size] for at in range(0, len(alike), size)]
+        # The one batch that may be smaller stays the last, as batch() cuts the order into equal pieces.
+        last = batches.pop() if len(batches[-1]) < size else []
+        if self._shuffle:
+            rng.shuffle(batches)
+        if batches:
+            first = max(range(len(batches)), key=lambda index: lengths[batches[index][0]])
+            batches.insert(0, batches.pop(first))
+        return [index for batch in [*batches, last] for index in batch]

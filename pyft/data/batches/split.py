@@ -1,0 +1,52 @@
+"""Set rows aside for validation, by what they say and the seed, whatever their order in the files."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from pyft.errors import ConfigError
+
+
+def split_rows(digests: np.ndarray, val_size: float, seed: int) -> np.ndarray:
+    """Choose the rows for validation; equal ones stay together as far as may be.
+
+    Args:
+        digests: uint8 [rows, bytes], equal for rows that say the same; at least one row.
+        val_size: 0 none; below 1 a share (at least one row where there are two); else a number of rows.
+        seed: Of the choice.
+
+    Returns:
+        bool [rows], true for validation.
+
+    Raises:
+        ConfigError: val_size leaves no row for training.
+    """
+    num_rows = len(digests)
+    count = int(val_size)
+    if 0 < val_size < 1:
+        count = min(max(1, round(val_size * num_rows)), num_rows - 1)
+    if count >= num_rows:
+        raise ConfigError(
+            f"data.val_size is {val_size} of {num_rows} rows, which leaves none to train on "
+            "(data.val_size): lower it"
+        )
+    chosen = np.zeros(num_rows, bool)
+    chosen[np.argsort(rank_rows(digests, seed), kind="stable")[:count]] = True
+    return chosen
+
+
+def rank_rows(digests: np.ndarray, seed: int) -> np.ndarray:
+    """Give every row a number that its content and the seed fix, evenly spread.
+
+    Args:
+        digests: uint8 [rows, bytes].
+        seed: Any number.
+
+    Returns:
+        uint64 [rows].
+    """
+    key = str(seed).encode()
+    ranks = (hashlib.blake2b(row.tobytes(), digest_size=8, key=key).digest() for row in digests)
+    return np.frombuffer(b"".join(ranks), np.uint64)

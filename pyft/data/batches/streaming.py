@@ -1,0 +1,204 @@
+"""Batches from rows that are read while training: the files may have any size.
+
+    sources, one row at a time, each as often as its weight says -> a block of 2000 rows
+    block   -> packs (or batches of like lengths), in a seeded order -> batches -> the next block
+
+A source that ends begins again. One epoch is the whole run, of max_steps * gradient_accumulation_steps
+batches, made in order: going back, or resuming, reads from the start again and passes over what was trained
+on. Rows that were set aside for validation are not trained on, in no pass.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pyft.config.schema import DataSource
+from pyft.data.batches.collate import Batch
+from pyft.data.batches.order import BatchSource, Groups
+from pyft.data.batches.packing import pack
+from pyft.data.encode.sample import Sample
+from pyft.data.prepared.chunk import ChunkEncoder, EncodedChunk
+from pyft.data.prepared.pipeline import Poll, encode_files
+from pyft.data.reading.files import expand_source
+from pyft.errors import DataError
+
+ROWS_PER_BLOCK = 2000
+_TOKENS_PER_BLOCK = 8_000_000
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How a stream becomes batches; `max_length` is None where samples are not packed."""
+
+    num_batches: int
+    batch_size: int
+    max_length: int | None
+    seed: int
+    num_workers: int
+
+
+class StreamSource:
+    """Batches by (0, index), asked for in order."""
+
+    def __init__(
+        self,
+        sources: Sequence[DataSource],
+        encoder: ChunkEncoder,
+        settings: StreamSettings,
+        held_out: frozenset[bytes],
+        poll: Poll,
+    ) -> None:
+        """Get ready; nothing is read yet.
+
+        Args:
+            sources: Where the rows come from.
+            encoder: Encodes chunks of them.
+            settings: How batches are made.
+            held_out: Digests of rows that are left out.
+            poll: Called while batches that were trained on are passed over; what it raises ends the work.
+        """
+        self._sources, self._encoder, self._settings = sources, encoder, settings
+        self._held_out, self._poll, self._is_passing_over = held_out, poll, False
+        self.num_batches = settings.num_batches
+        self._restart()
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Return one batch.
+
+        Args:
+            epoch: 0.
+            index: From 0 to num_batches - 1.
+
+        Returns:
+            The batch.
+
+        Raises:
+            IndexError: There is no such batch.
+        """
+        if epoch != 0 or not 0 <= index < self.num_batches:
+            raise IndexError(f"StreamSource: batch {index} of {self.num_batches}, epoch {epoch}")
+        if index < self._next - 1:
+            self._restart()
+        while self._next <= index:
+            self._is_passing_over = self._next < index
+            self._last = next(self._batches)
+            self._next += 1
+        if self._next == self.num_batches:
+            # What still reads ahead, worker processes among it, ends here.
+            self._batches.close()
+        assert self._last is not None
+        return self._last
+
+    def describe(self) -> str:
+        """Say what was read so far.
+
+        Returns:
+            One line; its rows add up.
+        """
+        counts, num_dropped = self._counts, self._dropped.total()
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self._dropped.items()) if count)
+        ahead = counts["read"] - counts["batched"] - counts["held_out"] - num_dropped
+        return (
+            f"streamed: {counts['read']:,} rows read = {counts['batched']:,} in batches of "
+            f"{counts['tokens']:,} tokens + {counts['held_out']:,} held out for validation + {num_dropped:,} "
+            f"dropped{f' ({reasons})' if reasons else ''} + {ahead:,} read ahead; "
+            f"sources begun again {counts['again']} times"
+        )
+
+    def _restart(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
+        self._next, self._last = 0, None
+        self._batches = self._make_batches()
+
+    def _poll_while_passing_over(self) -> None:
+        # Whoever takes the next batch has something to save, and asks for signals at the end of its step.
+        if self._is_passing_over:
+            self._poll()
+
+    def _make_batches(self) -> Generator[Batch, None, None]:
+        settings = self._settings
+        for number, (samples, num_rows) in enumerate(self._blocks()):
+            lengths = [len(sample.input_ids) for sample in samples]
+            seed = random.Random(f"{settings.seed}/{number}").getrandbits(32)
+            packs = None if settings.max_length is None else pack(lengths, settings.max_length, seed)
+            by_length = lengths if packs is None else None
+            batches = BatchSource(Groups(samples, packs), settings.batch_size, seed, True, by_length)
+            self._counts["batched"] += num_rows
+            self._counts["tokens"] += sum(lengths)
+            for index in range(batches.num_batches):
+                yield batches.batch(0, index)
+
+    def _blocks(self) -> Iterator[tuple[list[Sample], int]]:
+        samples: list[Sample] = []
+        num_rows = num_tokens = 0
+        for row in self._rows():
+            samples += row
+            num_rows += 1
+            num_tokens += sum(len(sample.input_ids) for sample in row)
+            if num_rows == ROWS_PER_BLOCK or num_tokens >= _TOKENS_PER_BLOCK:
+                yield samples, num_rows
+                samples, num_rows, num_tokens = [], 0, 0
+
+    def _rows(self) -> Iterator[list[Sample]]:
+        """Draw rows from the sources, without end."""
+        rng = random.Random(f"{self._settings.seed}/sources")
+        weights = [source.weight for source in self._sources]
+        streams = [self._rows_of(source) for source in self._sources]
+        while True:
+            yield next(streams[rng.choices(range(len(streams)), weights)[0]])
+
+    def _rows_of(self, source: DataSource) -> Iterator[list[Sample]]:
+        """Read a source again and again; a pass that gives nothing to learn from ends it."""
+        files = expand_source(source)[0]
+        while True:
+            num_given = 0
+            for chunk in encode_files(
+                files,
+                source,
+                self._encoder,
+                num_workers=self._settings.num_workers,
+                seed=self._settings.seed,
+                poll=self._poll_while_passing_over,
+                first_rows=source.max_samples or 0,
+            ):
+                self._counts["read"] += chunk.encoded.num_records
+                self._dropped.update(chunk.encoded.dropped)
+                for digest, row in rows_of_chunk(chunk.encoded, files[chunk.file].path):
+                    if digest in self._held_out:
+                        self._counts["held_out"] += 1
+                        continue
+                    num_given += 1
+                    yield row
+            if not num_given:
+                raise DataError(
+                    f"{source.path}: none of its rows is left to train on (data.streaming): see why with "
+                    "data.streaming: false"
+                )
+            self._counts["again"] += 1
+
+
+def rows_of_chunk(chunk: EncodedChunk, path: str) -> Iterator[tuple[bytes, list[Sample]]]:
+    """Take the samples of a chunk apart, row by row.
+
+    Args:
+        chunk: What the encoder gave.
+        path: The file it is of.
+
+    Yields:
+        tuple[bytes, list[Sample]]: The digest of a row, and its samples.
+    """
+    ends = np.cumsum(chunk.lengths, dtype=np.int64)
+    first_of_row = np.searchsorted(chunk.rows, np.arange(len(chunk.row_digests) + 1))
+    for row, digest in enumerate(chunk.row_digests):
+        samples = []
+        for index in range(first_of_row[row], first_of_row[row + 1]):
+            part = slice(ends[index] - chunk.lengths[index], ends[index])
+            source = f"{path}:{chunk.numbers[index]}"
+            samples.append(Sample(chunk.ids[part].tolist(), chunk.labels[part].tolist(), source))
+        yield digest.tobytes(), samples

@@ -1,0 +1,91 @@
+"""Chat templates: one renderer for training, chat, questions during training and the saved tokenizer.
+
+A template is Jinja text: one of pyft's own, a file's, or the tokenizer's. It is bound to a tokenizer, whose
+BOS and eos it writes and whose control tokens it needs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyft.data.chat.builtin import BUILTIN_TEMPLATES
+from pyft.data.chat.chat_template import ChatTemplate
+from pyft.data.chat.sources import builtin_template, is_file_name, read_template
+from pyft.data.tokenizers.text import document_start, encode_all, special_spellings, spell_document
+from pyft.errors import ConfigError
+
+
+def get_template(name: str | None, tokenizer: Any) -> ChatTemplate:
+    """Bind a template to a tokenizer.
+
+    Args:
+        name: A built-in's name, the path of a .jinja file, or None for the tokenizer's own.
+        tokenizer: A fast tokenizer, or a view of one.
+
+    Returns:
+        The template; its `source` belongs into the saved tokenizer's `chat_template`.
+
+    Raises:
+        ConfigError: No such template, the tokenizer has none of its own, lacks an eos or the control tokens
+            that the template writes, or no mask can be found for it.
+    """
+    builtin = None if name is None or is_file_name(name) else builtin_template(name)
+    source = read_template(name) if name is not None and builtin is None else None
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            "model.tokenizer: the tokenizer has no eos token, so no answer could end: set eos_token in it"
+        )
+    if builtin is None or name is None:
+        if source is None:
+            try:
+                source = tokenizer.get_chat_template()
+            except ValueError:
+                raise ConfigError(
+                    "model.template: the tokenizer brings no chat template of its own: name a built-in one "
+                    f"({', '.join(BUILTIN_TEMPLATES)})"
+                ) from None
+        template = ChatTemplate(name or "the tokenizer's own", source, tokenizer, None)
+        template.check_marks()
+        return template
+    missing = [token for token in builtin.control_tokens if token not in tokenizer.added_tokens_encoder]
+    if missing:
+        raise ConfigError(
+            f"model.template: {name} needs the control tokens {', '.join(missing)}, which the tokenizer "
+            "does not have: name the template the model was made with, or default, which is plain text"
+        )
+    source = builtin.source_for(tokenizer.added_tokens_encoder)
+    return ChatTemplate(name, source, tokenizer, builtin.end_mark or tokenizer.eos_token, builtin)
+
+
+def trained_template(mode: str | None, name: str | None, tokenizer: Any) -> ChatTemplate | None:
+    """Return the template a run was trained with.
+
+    Args:
+        mode: The run's mode; None when no run says so.
+        name: A built-in's name, a .jinja file's (its text is in the tokenizer saved with the run), or None
+            for the tokenizer's own.
+        tokenizer: A fast tokenizer.
+
+    Returns:
+        The template; None for a model that was only pretrained, or has none.
+    """
+    if is_file_name(name):
+        name = None
+    if mode == "pretrain" or (name is None and not tokenizer.chat_template):
+        return None
+    return get_template(name, tokenizer)
+
+
+def encode_text_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Return the ids that ask a pretrained model to continue a text, as its training documents begin.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        text: The beginning of a document.
+
+    Returns:
+        Token ids, with BOS where the tokenizer puts one before every text.
+    """
+    spellings = special_spellings(tokenizer)
+    spelled = spell_document(text, document_start(tokenizer), spellings)
+    return encode_all(tokenizer, [spelled], spellings)[0].ids

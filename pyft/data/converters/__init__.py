@@ -1,1 +1,0 @@
-"""Records to rows: one converter a format."""

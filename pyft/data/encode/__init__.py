@@ -1,0 +1,1 @@
+"""Rendered conversations and texts -> ids and labels, together."""

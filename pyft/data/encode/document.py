@@ -1,0 +1,74 @@
+"""Encode plain texts for pretraining.
+
+BOS? text eos         all of it learned; BOS where the tokenizer itself puts one before every text
+[....][....][..]      windows of max_length where it is longer; no token is lost
+
+`overlong: truncate` keeps the first window alone, without an eos: the document does not end there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from pyft.data.encode.length import fit
+from pyft.data.encode.sample import EncodedRow, EncodeOptions, Sample
+from pyft.data.rows.row import Row
+from pyft.data.tokenizers.text import Encoded, document_start, encode_all, special_spellings, spell_document
+
+
+class DocumentEncoder:
+    """Encodes documents with one tokenizer and set of options."""
+
+    def __init__(self, tokenizer: Any, options: EncodeOptions) -> None:
+        """Put them together.
+
+        Args:
+            tokenizer: A fast tokenizer with an eos, or a view of one.
+            options: How long a sample may be.
+        """
+        self._tokenizer = tokenizer
+        self._options = options
+        self._spellings = special_spellings(tokenizer)
+        self._start = document_start(tokenizer)
+
+    def encode(self, rows: Sequence[Row]) -> Iterator[EncodedRow]:
+        """Encode rows: each document ends with eos.
+
+        Args:
+            rows: Rows for which `document_text` gives a text.
+
+        Yields:
+            EncodedRow: One for each row, in order.
+        """
+        tokenizer = self._tokenizer
+        texts = [spell_document(document_text(row) or "", self._start, self._spellings) for row in rows]
+        for row, spelled, encoded in zip(
+            rows, texts, encode_all(tokenizer, texts, self._spellings), strict=True
+        ):
+            ids = [*encoded.ids, tokenizer.eos_token_id]
+            sample = Sample(ids, ids.copy(), row.source, spelled.text + tokenizer.eos_token)
+            # A character that two windows share (a tokenizer of bytes) stands in the one it begins in.
+            starts = partial(_start_of, encoded, len(spelled.text))
+            yield fit(sample, self._options, starts)
+
+
+def _start_of(encoded: Encoded, num_characters: int, index: int) -> int:
+    return encoded.characters(index)[0] if index < len(encoded.ids) else num_characters
+
+
+def document_text(row: Row) -> str | None:
+    """Return a row's text for pretraining.
+
+    Args:
+        row: A row.
+
+    Returns:
+        The text of a row that has one, or has nothing but assistant turns; None for a conversation.
+    """
+    if row.text is not None:
+        return row.text
+    if row.messages is None or any(message.role != "assistant" for message in row.messages):
+        return None
+    return "\n".join(message.content for message in row.messages)

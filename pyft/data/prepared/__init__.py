@@ -1,0 +1,1 @@
+"""Many rows: encoded by workers, stored, found again in the cache."""

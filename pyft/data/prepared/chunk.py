@@ -1,0 +1,167 @@
+"""Encode one chunk of records, in this process or in a worker: what comes back is flat and small to send.
+
+    RawChunk -> records -> rows -> EncodedRow -> EncodedChunk (ids and labels of all samples end to end)
+
+Nothing here imports transformers or torch: a worker (pool.py) has no use for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pyft.data.rows.fields import LeaveOut
+from pyft.data.rows.formats import RowFormat, convert_record
+from pyft.errors import DataError
+
+if TYPE_CHECKING:
+    from pyft.data.encode.rows import RowEncoder
+    from pyft.data.encode.sample import EncodedRow, Sample
+    from pyft.data.reading.chunks import RawChunk
+    from pyft.data.rows.row import Row
+
+DIGEST_BYTES = 16
+_SHOWN_ERRORS = 5
+
+
+@dataclass(frozen=True)
+class ChunkEncoder:
+    """Everything a worker needs; picklable. `end_ids` are the ids that let a model stop."""
+
+    encoder: RowEncoder
+    end_ids: frozenset[int]
+    skips_bad_records: bool
+
+    def encode(self, chunk: RawChunk, format: RowFormat) -> EncodedChunk:
+        """Encode a chunk.
+
+        Args:
+            chunk: Some records of one file.
+            format: How the file is read.
+
+        Returns:
+            Its samples and counts; where bad records are errors, the first one's message instead.
+        """
+        result = EncodedChunk(num_records=len(chunk))
+        rows: list[Row] = []
+        positions: list[int] = []
+        errors: dict[int, str] = {}
+        for position, record in enumerate(chunk.decode()):
+            try:
+                rows.append(convert_record(record, format, result.unused))
+                positions.append(position)
+            except LeaveOut as reason:
+                result.dropped[str(reason)] += 1
+            except DataError as error:
+                errors[position] = error.messages[0]
+        builder = _Builder(result, self.end_ids)
+        for position, row in zip(positions, self.encoder.encode(rows, format.system), strict=True):
+            if row.error is not None:
+                errors[position] = row.error
+            else:
+                builder.add(row)
+        if errors and not self.skips_bad_records:
+            return EncodedChunk(num_records=len(chunk), error=errors[min(errors)])
+        if errors:
+            result.dropped["bad_record"] += len(errors)
+            result.errors_shown = [errors[position] for position in sorted(errors)][:_SHOWN_ERRORS]
+        builder.finish()
+        return result
+
+
+@dataclass
+class EncodedChunk:
+    """The samples of a chunk, end to end, and what was counted.
+
+    `ids` and `labels` are int32 [tokens]; `lengths`, `trained`, `targets`, `rows` int32 [samples]: tokens of
+    each sample, its labels that are learned, those of them with a token before them, and which row of the
+    chunk it is of; `numbers` int64 [samples] its line; `digests` uint8 [samples, 16] of its ids;
+    `row_digests` the same of a row's texts or ids. `tally` sums the counts of rows by name.
+    """
+
+    num_records: int
+    error: str | None = None
+    ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    lengths: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    trained: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    targets: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    numbers: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    digests: np.ndarray = field(default_factory=lambda: np.empty((0, DIGEST_BYTES), np.uint8))
+    row_digests: np.ndarray = field(default_factory=lambda: np.empty((0, DIGEST_BYTES), np.uint8))
+    cut_texts: dict[int, str] = field(default_factory=dict)
+    tally: Counter[str] = field(default_factory=Counter)
+    longest: int = 0
+    longest_dropped: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
+    errors_shown: list[str] = field(default_factory=list)
+
+
+class _Builder:
+    """Lays the samples of rows end to end."""
+
+    def __init__(self, result: EncodedChunk, end_ids: frozenset[int]) -> None:
+        self._result, self._end_ids = result, end_ids
+        self._samples: list[Sample] = []
+        self._rows: list[int] = []
+        self._row_digests: list[bytes] = []
+
+    def add(self, row: EncodedRow) -> None:
+        result = self._result
+        tally = result.tally
+        tally["tokens_encoded"] += row.num_tokens
+        tally["tokens_cut"] += row.tokens_cut
+        if not row.samples:
+            result.dropped[row.dropped or "no_trained_tokens"] += 1
+            result.longest_dropped = max(result.longest_dropped, row.longest)
+            return
+        tally["turns_cut"] += row.turns_cut
+        tally["rows_split"] += len(row.samples) > 1
+        tally["rows_truncated"] += bool(row.tokens_cut) and len(row.samples) == 1
+        tally["prompt_differs"] += row.prompt_differs
+        tally["rejected_unused"] += row.rejected_unused
+        tally["turns_shortened"] += row.turns_shortened
+        tally["rows_with_end"] += any(not self._end_ids.isdisjoint(sample.labels) for sample in row.samples)
+        if row.cut_text:
+            result.cut_texts[len(self._samples) + len(row.samples) - 1] = row.cut_text
+        self._rows.extend([len(self._row_digests)] * len(row.samples))
+        self._samples.extend(row.samples)
+        self._row_digests.append(_digest_row(row))
+
+    def finish(self) -> None:
+        samples, result = self._samples, self._result
+        if not samples:
+            return
+        result.lengths = np.array([len(sample.input_ids) for sample in samples], np.int32)
+        result.ids = np.array([i for sample in samples for i in sample.input_ids], np.int32)
+        result.labels = np.array([i for sample in samples for i in sample.labels], np.int32)
+        result.trained = np.array([sample.num_trained for sample in samples], np.int32)
+        firsts = np.concatenate(([0], np.cumsum(result.lengths[:-1], dtype=np.int64)))
+        result.targets = result.trained - (result.labels[firsts] >= 0).astype(np.int32)
+        result.rows = np.array(self._rows, np.int32)
+        result.numbers = np.array([int(s.source.rpartition(":")[2]) for s in samples], np.int64)
+        ends = firsts + result.lengths
+        digests = [_digest(result.ids[a:b].tobytes()) for a, b in zip(firsts, ends, strict=True)]
+        result.digests = _as_array(digests)
+        result.row_digests = _as_array(self._row_digests)
+        result.longest = int(result.lengths.max())
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+
+
+def _digest_row(row: EncodedRow) -> bytes:
+    """Name a row by what it says: its text, or the ids of one that came as ids."""
+    parts = [sample.text.encode() or repr(sample.input_ids).encode() for sample in row.samples]
+    return _digest(b"\0".join(parts))
+
+
+def _as_array(digests: list[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)

@@ -1,0 +1,166 @@
+"""Worker processes that encode chunks; the results come in the order of the tasks.
+
+    task k  ->  worker k mod n, which has at most two at a time  ->  result k
+
+Workers are started afresh (not forked: a fork of a process with threads may hang) and import no torch.
+Signals are held back in them: one sent to a whole terminal or job is for the run, which may have something
+to save first. They end with the pool, at once, and with their parent, however that ends: their pipe closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context, resource_tracker, util
+from typing import TYPE_CHECKING, Any
+
+from pyft.data.prepared.chunk import ChunkEncoder, EncodedChunk
+from pyft.errors import DataError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
+
+    from pyft.data.reading.chunks import RawChunk
+    from pyft.data.rows.formats import RowFormat
+
+TASKS_PER_WORKER = 2
+_POLL_SECONDS = 0.2
+_HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class WorkerPool:
+    """A fixed number of workers, used in turn."""
+
+    def __init__(self, encoder: ChunkEncoder, num_workers: int, poll: Callable[[], None]) -> None:
+        """Start the workers.
+
+        Args:
+            encoder: What they encode with.
+            num_workers: At least one.
+            poll: Called every 0.2 s while a result is waited for; what it raises comes out of `receive`.
+
+        Raises:
+            BaseException: A process cannot be started, or this one was interrupted; none is left then.
+        """
+        self._poll = poll
+        self._num_sent = self._num_received = 0
+        self._pipes: list[Connection] = []
+        processes: list[BaseProcess] = []
+        # It also runs when the interpreter ends, before multiprocessing waits for processes.
+        self._end = util.Finalize(self, _kill, args=(processes, self._pipes), exitpriority=10)
+        context = get_context("spawn")
+        # What starts with the first process otherwise, and lets signals through again when it has.
+        resource_tracker.ensure_running()
+        try:
+            for _ in range(num_workers):
+                ours, theirs = context.Pipe()
+                self._pipes.append(ours)
+                process = context.Process(target=_work, args=(theirs, encoder), daemon=True)
+                with theirs, _signals_held_back():
+                    process.start()
+                    processes.append(process)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another task may be sent."""
+        return self._num_sent - self._num_received < TASKS_PER_WORKER * len(self._pipes)
+
+    def send(self, chunk: RawChunk, format: RowFormat) -> None:
+        """Hand out a task.
+
+        Args:
+            chunk: Some records of one file.
+            format: How the file is read.
+        """
+        with self._alive():
+            self._pipes[self._num_sent % len(self._pipes)].send((chunk, format))
+        self._num_sent += 1
+
+    def receive(self) -> EncodedChunk:
+        """Wait for the next result.
+
+        Returns:
+            What the oldest task gave.
+
+        Raises:
+            result: What a worker ran into and did not expect.
+        """
+        pipe = self._pipes[self._num_received % len(self._pipes)]
+        while not pipe.poll(_POLL_SECONDS):
+            self._poll()
+        with self._alive():
+            result = pipe.recv()
+        self._num_received += 1
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def close(self) -> None:
+        """End the workers, whatever they are doing."""
+        self._end()
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError):
+            # Whoever ended it may have told this process to end too.
+            self._poll()
+            raise DataError(
+                "a process that prepares the data ended by itself, perhaps for lack of memory "
+                "(data.num_workers): write data.num_workers: 0 to do without"
+            ) from None
+
+
+def _kill(processes: list[BaseProcess], pipes: list[Connection]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+    for pipe in pipes:
+        pipe.close()
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """A process that is started inside never gets them: what a thread blocks, its children block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(pipe: Connection, encoder: ChunkEncoder) -> None:
+    """Encode what comes, in a process of its own."""
+    # There is a worker for every core already.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tasks: queue.SimpleQueue[tuple[RawChunk, RowFormat]] = queue.SimpleQueue()
+    threading.Thread(target=_take, args=(pipe, tasks), daemon=True).start()
+    while True:
+        result: Any
+        try:
+            result = encoder.encode(*tasks.get())
+        except Exception as error:
+            error.add_note(f"in a process that prepares data:\n{traceback.format_exc()}")
+            result = error
+        pipe.send(result)
+
+
+def _take(pipe: Connection, tasks: queue.SimpleQueue[tuple[RawChunk, RowFormat]]) -> None:
+    """Take tasks from the pipe while another is worked on: the sender never waits for that one's result."""
+    try:
+        while True:
+            tasks.put(pipe.recv())
+    except (EOFError, OSError):
+        # The parent is gone.
+        os._exit(1)

@@ -1,0 +1,1 @@
+"""Records -> standard conversations, pairs, texts."""

@@ -1,0 +1,238 @@
+"""Turn records of any known format into rows: a conversation, a plain text, or tokens.
+
+    text        {"text": ".."}                                                   a document, for pretraining
+    messages    {"messages": [{"role": "..", "content": "..", "loss": true?}], "tools": ?} or the bare list
+    sharegpt    {"conversations": [{"from": "human|gpt|..", "value": ".."}], "system": "?", "tools": "?"}
+    alpaca      {"instruction": "..", "input": "?", "output": "..", "system": "?", "history": [["u", "a"]]?}
+    prompt      {"prompt": ".." or [messages], "completion": ".." or [messages]}
+    query       {"query": "..", "response": "..", "history": ?, "system": "?"}
+    xtuner      {"conversation": [{"system": "?", "input": "..", "output": "..", "output_with_loss": true?}]}
+    preference  {"prompt": .., "chosen": .., "rejected": ..}; or alpaca or sharegpt with the two answers
+    tokenized   {"input_ids": [..], "labels": [..]}
+
+A file has one format, found from its first 100 rows or given; a row that does not fit it is an error with
+its line. Rows that a format's convention leaves out (alpaca's `<nooutput>`) and keys that nothing reads are
+counted. How a single record is converted is in converters/.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from pyft.config.schema import DataSource
+from pyft.data.reading.chunks import RawChunk, read_chunks
+from pyft.data.reading.files import expand_source
+from pyft.data.reading.json_lines import Record
+from pyft.data.rows.columns import check_columns, check_present, rename_keys
+from pyft.data.rows.detection import describe_unknown, detect_record
+from pyft.data.rows.field_maps import get_map
+from pyft.data.rows.fields import LeaveOut, RowError
+from pyft.data.rows.registry import CONVERTERS, FORMATS, REQUIRED_KEYS
+from pyft.data.rows.row import Row
+from pyft.errors import DataError
+
+DETECTION_ROWS = 100
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """How one file is read: its format, {the format's key: the file's key}, system text of rows without one.
+
+    `detected` says that the format was found from the rows; `map` names the field map it comes from, if any.
+    """
+
+    name: str
+    detected: bool
+    columns: dict[str, str]
+    system: str | None
+    map: str | None = None
+
+
+def resolve_format(
+    source: DataSource, head: Sequence[Record], path: str, *, on_bad_record: str = "error"
+) -> RowFormat:
+    """Settle how a file is read.
+
+    ConfigError is raised further down where the source names a field map or a key of its format that is none.
+
+    Args:
+        source: The source the file belongs to.
+        head: Its first records; those after the hundredth do not count.
+        path: The file, for messages.
+        on_bad_record: "error": all of them must have one format; "skip": the most frequent one is taken.
+
+    Returns:
+        The format.
+
+    Raises:
+        DataError: The rows have no known format, or several; or a key named in `columns` is in none of them.
+    """
+    format, columns, system = get_map(source.map) if source.map else ("auto", {}, None)
+    if source.format != "auto":
+        format = source.format
+    columns |= source.columns
+    system = source.system if source.system is not None else system
+    check_columns(source.columns, format)
+    records = [record for record in head[:DETECTION_ROWS] if record.error is None]
+    detected = format == "auto"
+    if not records and detected:
+        raise DataError(_describe_no_records(path, head))
+    values = [record.value for record in records]
+    check_present(source.columns, values, path, "columns")
+    needed = {key: own for key, own in columns.items() if key in REQUIRED_KEYS.get(format, ())}
+    check_present(needed, values, path, f"map {source.map}")
+    if detected:
+        if on_bad_record == "error":
+            _raise_first_error(head)
+        format = _detect(records, columns, on_bad_record)
+        check_columns(source.columns, format)
+    return RowFormat(format, detected, columns, system, source.map)
+
+
+def _describe_no_records(path: str, head: Sequence[Record]) -> str:
+    if not head:
+        return f"{path}: the file is empty: give it at least one row, or take it out of the recipe"
+    if len(head) == 1:
+        return str(head[0].error)
+    return f"{head[0].error} (and none of the first {len(head[:DETECTION_ROWS])} rows can be read)"
+
+
+def _raise_first_error(head: Sequence[Record]) -> None:
+    for record in head[:DETECTION_ROWS]:
+        if record.error is not None:
+            raise DataError(record.error)
+
+
+def _detect(records: Sequence[Record], columns: Mapping[str, str], on_bad_record: str) -> str:
+    values = [rename_keys(record.value, columns, Counter()) for record in records]
+    found = [detect_record(value) for value in values]
+    votes = Counter(name for name in found if name is not None)
+    if on_bad_record == "skip" and votes:
+        return votes.most_common(1)[0][0]
+    first = next(iter(votes), None)
+    for record, value, name in zip(records, values, found, strict=True):
+        if name is None:
+            raise DataError(f"{record.source}: {describe_unknown(value, columns)}")
+        if name != first:
+            raise DataError(
+                f"{record.source}: this row is {name}, the rows before it are {first}: "
+                "put rows of one format in one file"
+            )
+    return str(first)
+
+
+def convert_record(record: Record, format: RowFormat, unused: Counter[str]) -> Row:
+    """Convert one record; LeaveOut is raised further down for one that its format leaves out.
+
+    Args:
+        record: The record.
+        format: What resolve_format gave for its file.
+        unused: Counts keys that are not read.
+
+    Returns:
+        The row.
+
+    Raises:
+        DataError: The record cannot be decoded, or does not fit the format.
+    """
+    if record.error is not None:
+        raise DataError(record.error)
+    value, source = record.value, record.source
+    try:
+        if format.columns:
+            value = rename_keys(value, format.columns, unused)
+        return CONVERTERS[format.name](value, source, unused)
+    except RowError as error:
+        if lacking := _describe_lacking(record, format):
+            raise DataError(f"{source}: {lacking}") from None
+        found = detect_record(value)
+        if found is not None and found != format.name and format.name in FORMATS:
+            first = "the rows before it are" if format.detected else "the recipe says"
+            raise DataError(
+                f"{source}: this row is {found}, {first} {format.name}: put rows of one format in one file"
+            ) from None
+        raise DataError(f"{source}: {error}") from None
+
+
+def _describe_lacking(record: Record, format: RowFormat) -> str | None:
+    """Name the key of the file, not the format's, where a record lacks it."""
+    if isinstance(record.value, dict):
+        for key in REQUIRED_KEYS.get(format.name, ()):
+            own = format.columns.get(key, key)
+            if own != key and own not in record.value:
+                found = ", ".join(map(str, record.value)) or "none"
+                return f"{own}, which stands for {key}, is missing (keys found: {found}): add it"
+    return None
+
+
+def read_head(chunks: Iterator[RawChunk]) -> tuple[list[Record], Iterator[RawChunk]]:
+    """Decode the first records of a file, which resolve_format asks for.
+
+    Args:
+        chunks: What read_chunks gives.
+
+    Returns:
+        They, and all chunks, those they come from included.
+    """
+    head: list[Record] = []
+    read: list[RawChunk] = []
+    for chunk in chunks:
+        read.append(chunk)
+        missing = DETECTION_ROWS - len(head)
+        head.extend((chunk.take(range(missing)) if len(chunk) > missing else chunk).decode())
+        if len(head) >= DETECTION_ROWS:
+            break
+    return head, chain(read, chunks)
+
+
+def iter_rows(source: DataSource, *, on_bad_record: str = "error") -> Iterator[Row]:
+    """Read a whole source, one row after another, in this process.
+
+    Args:
+        source: The source.
+        on_bad_record: "error", or "skip" to pass over records that cannot be used.
+
+    Yields:
+        Row: The rows in order, but those that their format leaves out.
+
+    Raises:
+        DataError: A file, or with "error" a record, cannot be used.
+    """
+    unused: Counter[str] = Counter()
+    for file in expand_source(source)[0]:
+        head, chunks = read_head(read_chunks(file))
+        format = resolve_format(source, head, file.path, on_bad_record=on_bad_record)
+        for record in chain.from_iterable(chunk.decode() for chunk in chunks):
+            try:
+                yield convert_record(record, format, unused)
+            except LeaveOut:
+                continue
+            except DataError:
+                if on_bad_record == "error":
+                    raise
+
+
+def describe(path: str, format: RowFormat, num_rows: int, unused: Mapping[str, int]) -> str:
+    """Say in one line how a file was read.
+
+    Args:
+        path: The file.
+        format: Its format.
+        num_rows: Records in it.
+        unused: Keys that were not read, and in how many rows.
+
+    Returns:
+        For the console: path, format, how it was chosen, rows, keys not used.
+    """
+    how = "found from its keys" if format.detected else "as given"
+    if format.map and not format.detected:
+        how = f"map {format.map}"
+    line = f"{path}: format {format.name} ({how}), {num_rows} rows"
+    if unused:
+        named = sorted(unused.items(), key=lambda item: (-item[1], item[0]))
+        line += f"; keys not used: {', '.join(f'{key} ({count})' for key, count in named[:8])}"
+        line += f" and {len(named) - 8} more" if len(named) > 8 else ""
+    return line

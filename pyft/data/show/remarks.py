@@ -1,0 +1,101 @@
+"""What is said about prepared data: why nothing is left, why nothing would stop, what the ledger's reader
+should not miss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pyft.config.schema import DataSource
+from pyft.data.chat.chat_template import ChatTemplate
+from pyft.data.show.ledger import Counts
+
+
+def describe_nothing_left(
+    sources: Sequence[DataSource], counts: Counts, max_length: int | None, errors: Sequence[str]
+) -> str:
+    """Say why no row is left to train on.
+
+    Args:
+        sources: Where the rows came from.
+        counts: What became of them.
+        max_length: data.max_length.
+        errors: Why rows cannot be used, of the first of those that were skipped.
+
+    Returns:
+        `what (where): how to fix it`.
+    """
+    names = ", ".join(source.path for source in sources)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts.dropped.items() if count)
+    fix = "give at least one row with an answer that is trained"
+    if errors:
+        fix = f"fix them, first {errors[0]}"
+    if max_length and counts.longest_dropped > max_length:
+        fix = f"raise data.max_length (now {max_length}; the longest row has {counts.longest_dropped} tokens)"
+    return f"{names}: none of the {counts.rows_read} rows is left to train on (dropped: {reasons}): {fix}"
+
+
+def describe_no_stop(template: ChatTemplate, num_truncated: int, *, is_tokenized: bool) -> str:
+    """Say that nothing teaches the model to stop.
+
+    Args:
+        template: The template.
+        num_truncated: Rows that lost their end.
+        is_tokenized: All rows came as ids.
+
+    Returns:
+        `what (where): how to fix it`.
+    """
+    if num_truncated:
+        return (
+            f"all {num_truncated} rows that are left lost their end, so the model would never learn to stop "
+            "(data.overlong, data.max_length): raise max_length, write overlong: drop, or write "
+            "data.train_on_eot: false if that is meant"
+        )
+    if is_tokenized:
+        return (
+            f"no row learns {template.end_mark}, with which template {template.name} ends an answer, so the "
+            "model would never stop (data.train): put its id into input_ids and labels at the end of each "
+            "answer, or write data.train_on_eot: false if that is meant"
+        )
+    return (
+        f"template {template.name} leaves {template.end_mark} out of what is learned, so the model would "
+        "never stop (model.template): put it inside {% generation %}, name a built-in template, or write "
+        "data.train_on_eot: false if that is meant"
+    )
+
+
+def describe_ledger(ledger: dict[str, Any], val_size: float) -> list[str]:
+    """Put into words what a reader of the ledger should not miss.
+
+    Args:
+        ledger: What make_ledger made.
+        val_size: data.val_size.
+
+    Returns:
+        Lines.
+    """
+    notes = []
+    if val_size and not ledger["validation"]["rows"]:
+        notes.append("no validation: there is a single row")
+    if ledger["duplicates"]:
+        notes.append(
+            f"{ledger['duplicates']} validation samples are also training samples: their loss says "
+            "nothing about new text"
+        )
+    if ledger["rejected_unused"]:
+        notes.append(
+            f"{ledger['rejected_unused']} rejected answers are not learned: mode sft learns the chosen ones"
+        )
+    if ledger["turns_shortened"]:
+        notes.append(
+            f"{ledger['turns_shortened']} turns lose their thinking or their speaker's name: the chat "
+            "template does not write it there"
+        )
+    if ledger["prompt_differs"]:
+        notes.append(
+            f"{ledger['prompt_differs']} rows begin with other tokens than chat would send: the tokenizer "
+            "joins the prompt's last character to the answer's first, or the template asks for an answer in "
+            "other words than those it stands in"
+        )
+    return notes

@@ -1,0 +1,172 @@
+"""Show samples as the model sees them: what is learned, what is only read and what was cut told apart.
+
+                 learned    only read    cut off
+    terminal     green      dim          red
+    elsewhere    in ⟦ ⟧     plain        in ⟪ ⟫
+
+All text shown is decoded from the ids. Control characters in it are written as escapes, so that no data can
+steer a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Any
+
+from pyft.data.encode.sample import IGNORED, Sample
+
+if TYPE_CHECKING:
+    from pyft.data.batches.collate import Batch
+
+_GREEN, _DIM, _RED, _RESET = "\x1b[32m", "\x1b[2m", "\x1b[31m", "\x1b[0m"
+_LONGEST_CHARACTERS = 2000
+_LONGEST_CUT_CHARACTERS = 400
+_LONGEST_CHARACTERS_IN_PACK = 300
+
+
+def wants_colour() -> bool:
+    """Say whether standard output is a terminal that may be coloured.
+
+    Returns:
+        False for a pipe or file, or where NO_COLOR is set.
+    """
+    return sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def format_sample(sample: Sample, tokenizer: Any, *, colour: bool, cut_text: str = "") -> str:
+    """Write one sample, learned parts marked.
+
+    Args:
+        sample: The sample.
+        tokenizer: The tokenizer that made it.
+        colour: Use terminal colours in place of marks.
+        cut_text: What was left out at its end.
+
+    Returns:
+        A heading line and the text.
+    """
+    learned, cut = ("green", "red") if colour else ("in ⟦ ⟧", "in ⟪ ⟫")
+    heading = f"{sample.source}: {len(sample.input_ids)} tokens, {sample.num_trained} trained ({learned})"
+    lines = [f"{heading}, the rest was cut ({cut})" if cut_text else heading]
+    body, num_characters = _mark(sample, tokenizer, colour, _LONGEST_CHARACTERS)
+    if num_characters > _LONGEST_CHARACTERS:
+        lines.append(f"(the first {_LONGEST_CHARACTERS} of {num_characters} characters)")
+    if cut_text:
+        shown = _escape_all(cut_text[:_LONGEST_CUT_CHARACTERS])
+        more = f"... ({len(cut_text)} characters)" if len(cut_text) > _LONGEST_CUT_CHARACTERS else ""
+        body += f"{_RED}{shown}{more}{_RESET}" if colour else f"⟪{shown}{more}⟫"
+    return "\n".join([*lines, body])
+
+
+def format_pack(samples: Sequence[Sample], tokenizer: Any, *, room: int | None, colour: bool) -> str:
+    """Write one pack: its fill, then each sample after a line that shows where it begins.
+
+    Args:
+        samples: What is in it, in order.
+        tokenizer: The tokenizer that made them.
+        room: Tokens it could hold; None where nothing is packed.
+        colour: Use terminal colours in place of marks.
+
+    Returns:
+        Several lines.
+    """
+    tokens = sum(len(sample.input_ids) for sample in samples)
+    trained = sum(sample.num_trained for sample in samples)
+    fill = f" of {room} ({tokens / room:.1%})" if room else ""
+    many = "" if len(samples) == 1 else "s"
+    lines = [f"{len(samples)} sample{many}, {tokens} tokens{fill}, {trained} trained"]
+    begin = 0
+    for number, sample in enumerate(samples, start=1):
+        end = begin + len(sample.input_ids)
+        lines.append(f"── sample {number}, tokens {begin} to {end - 1}, {sample.num_trained} trained ──")
+        body, num_characters = _mark(sample, tokenizer, colour, _LONGEST_CHARACTERS_IN_PACK)
+        more = num_characters - _LONGEST_CHARACTERS_IN_PACK
+        lines.append(body.removesuffix("\n") + (f"... ({more} characters more)" if more > 0 else ""))
+        begin = end
+    return "\n".join(lines)
+
+
+def samples_of_batch(batch: Batch) -> list[Sample]:
+    """Take a batch apart at its boundaries, which gives the samples as training really sees them.
+
+    Args:
+        batch: What the trainer gets.
+
+    Returns:
+        The samples, without sources; their labels are the batch's targets, so the first is never learned.
+    """
+    ids, targets = batch.input_ids[0].tolist(), batch.targets[0].tolist()
+    bounds = pairwise(batch.cu_seqlens.tolist())
+    return [Sample(ids[begin:end], [IGNORED, *targets[begin : end - 1]], "", "") for begin, end in bounds]
+
+
+def spelled_text(sample: Sample, tokenizer: Any) -> str:
+    """Say what a sample's ids spell, which a tokenizer that normalises text makes differ from what was
+    written.
+
+    Args:
+        sample: The sample.
+        tokenizer: The tokenizer that made it.
+
+    Returns:
+        The decoded ids, special tokens included; U+FFFD where a window of a document cuts a character.
+    """
+    return tokenizer.backend_tokenizer.decode(sample.input_ids, skip_special_tokens=False)
+
+
+def split_by_training(sample: Sample, tokenizer: Any) -> Iterator[tuple[bool, str]]:
+    """Cut what a sample's ids spell where learning starts and stops.
+
+    Args:
+        sample: The sample.
+        tokenizer: The tokenizer that made it.
+
+    Yields:
+        tuple[bool, str]: Whether the stretch is learned, and its text; the texts in a row are the sample's.
+    """
+    backend = tokenizer.backend_tokenizer
+    text = spelled_text(sample, tokenizer)
+    position = done = 0
+    for is_trained, run in groupby(label != IGNORED for label in sample.labels):
+        position += len(list(run))
+        if position == len(sample.labels):
+            end = len(text)
+        else:
+            end = len(backend.decode(sample.input_ids[:position], skip_special_tokens=False))
+        yield is_trained, text[done:end]
+        done = end
+
+
+def _mark(sample: Sample, tokenizer: Any, colour: bool, longest: int) -> tuple[str, int]:
+    """Write the first `longest` characters of a sample, learned ones marked; count all of them."""
+    body, written = "", 0
+    for is_trained, text in split_by_training(sample, tokenizer):
+        shown = _escape_all(text[: max(0, longest - written)])
+        written += len(text)
+        if not shown:
+            continue
+        if colour:
+            body += f"{_GREEN if is_trained else _DIM}{shown}{_RESET}"
+        else:
+            body += f"⟦{shown}⟧" if is_trained else shown
+    return body, written
+
+
+def _escape_all(text: str) -> str:
+    return "".join(_escape(character) for character in text)
+
+
+def _escape(character: str) -> str:
+    if character == "\n" or unicodedata.category(character) not in ("Cc", "Cf", "Zl", "Zp"):
+        return character
+    # Joiners in emoji and marks of right-to-left text are format characters too, but harmless.
+    if (
+        unicodedata.category(character) == "Cf"
+        and character not in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    ):
+        return character
+    return repr(character)[1:-1]

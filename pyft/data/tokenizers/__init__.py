@@ -1,0 +1,1 @@
+"""Tokenizers loaded or built, and text -> ids."""

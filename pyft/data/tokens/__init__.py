@@ -1,1 +1,0 @@
-"""Rendered rows to ids and labels."""

@@ -1,0 +1,1 @@
+"""The layers that stand in for a model's own: NF4, LoRA, fused."""

@@ -1,0 +1,1 @@
+"""A run's folder: files, lock, log, checkpoints, resumption, result."""

@@ -1,0 +1,181 @@
+"""Worker processes: results in order, mistakes that are told, signals held back, ends that are ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from worker_orders import Orders
+
+from pyft.data.prepared.pool import TASKS_PER_WORKER, WorkerPool
+from pyft.errors import DataError, Interrupted
+
+
+@pytest.fixture
+def workers():
+    """The worker processes that a test has started and that are alive."""
+    before = set(multiprocessing.active_children())
+    return lambda: [process for process in multiprocessing.active_children() if process not in before]
+
+
+@pytest.fixture
+def make_pool(workers):
+    pools = []
+
+    def make(num_workers: int, poll=lambda: None) -> WorkerPool:
+        pools.append(WorkerPool(Orders(), num_workers, poll))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+    assert not workers()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_results_come_in_the_order_of_the_tasks(make_pool):
+    pool = make_pool(2)
+    orders = [f"sleep {seconds}" for seconds in (0.3, 0, 0, 0.1, 0, 0, 0.2, 0)]
+    sent, received, pids = 0, [], set()
+    while len(received) < len(orders):
+        while pool.has_room and sent < len(orders):
+            pool.send(orders[sent], str(sent))
+            sent += 1
+        assert sent - len(received) <= 2 * TASKS_PER_WORKER
+        result = pool.receive()
+        received.append(result.error)
+        pids.add(result.num_records)
+    assert received == [f"{order} {number}" for number, order in enumerate(orders)]
+    assert len(pids) == 2 and os.getpid() not in pids
+
+
+def test_large_tasks_and_results_at_once_block_nobody(make_pool):
+    pool = make_pool(1)
+    large = "x" * 3_000_000
+    for _ in range(TASKS_PER_WORKER):
+        pool.send(large, "a")
+    for _ in range(4):
+        assert pool.receive().error == f"{large} a"
+        pool.send(large, "a")
+
+
+def test_a_worker_loads_neither_torch_nor_transformers(make_pool):
+    pool = make_pool(1)
+    pool.send("modules", "")
+    assert not pool.receive().unused
+
+
+def test_an_unexpected_error_is_raised_here_and_says_where_it_was(make_pool):
+    pool = make_pool(1)
+    pool.send("raise nothing by nothing", "a")
+    with pytest.raises(ZeroDivisionError, match="nothing by nothing") as caught:
+        pool.receive()
+    assert "line" in caught.value.__notes__[0] and "encode" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("num_good", [0, 1])
+def test_a_worker_that_ends_by_itself_is_told(make_pool, num_good):
+    pool = make_pool(2)
+    for _ in range(num_good):
+        pool.send("fine", "")
+    pool.send("exit 9", "")
+    for _ in range(num_good):
+        pool.receive()
+    with pytest.raises(DataError, match=r"ended by itself.* \(data\.num_workers\): write "):
+        pool.receive()
+
+
+def test_being_asked_to_stop_counts_for_more_than_a_lost_worker(make_pool, workers):
+    is_asked = False
+
+    def poll() -> None:
+        if is_asked:
+            raise Interrupted(signal.SIGTERM)
+
+    pool = make_pool(1, poll)
+    pool.send("exit 9", "")
+    workers()[0].join()
+    is_asked = True
+    with pytest.raises(Interrupted):
+        pool.receive()
+
+
+def test_what_poll_raises_ends_workers_in_the_middle_of_their_work(make_pool, workers):
+    polls = []
+
+    def poll() -> None:
+        polls.append(1)
+        if len(polls) > 2:
+            raise Interrupted(signal.SIGTERM)
+
+    pool = make_pool(2, poll)
+    for _ in range(4):
+        pool.send("sleep 600", "")
+    with pytest.raises(Interrupted):
+        pool.receive()
+    assert len(workers()) == 2
+    pool.close()
+    assert not workers()
+
+
+def test_signals_do_not_reach_workers_from_their_first_moment_on(make_pool, workers):
+    pool = make_pool(2)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for process in workers():
+            os.kill(process.pid, number)
+    for _ in range(2):
+        pool.send("sleep 0.1", "a")
+    for _ in range(2):
+        assert pool.receive().error == "sleep 0.1 a"
+    for process in workers():
+        os.kill(process.pid, signal.SIGTERM)
+    pool.send("fine", "a")
+    assert pool.receive().error == "fine a"
+    # The caller's own are as they were.
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+PARENT = """
+import multiprocessing, sys, time
+from worker_orders import Orders
+from pyft.data.prepared.pool import WorkerPool
+if __name__ == "__main__":
+    pool = WorkerPool(Orders(), 2, lambda: None)
+    for _ in range(4):
+        pool.send("sleep 600", "")
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    if sys.argv[1] == "stay":
+        time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", ["leave", "stay"])
+def test_workers_end_with_their_parent(tmp_path, how):
+    """One that ends with its workers at work, and one that is killed."""
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(script), how]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == 2
+        if how == "stay":
+            assert all(map(is_alive, pids))
+            process.kill()
+        process.wait(timeout=60)
+        deadline = time.monotonic() + 60
+        while any(map(is_alive, pids)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(is_alive, pids))

@@ -1,0 +1,3 @@
+from toy_fixtures import forge, quick, straight
+
+__all__ = ["forge", "quick", "straight"]
