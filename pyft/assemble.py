@@ -20,8 +20,10 @@ from pyft.model.adapters import attach_adapters
 from pyft.model.architecture import init_model
 from pyft.model.device import cuda_problem
 from pyft.model.fitting import check_positions, check_vocabulary, fit_vocabulary
+from pyft.model.forward import forward_hidden, forward_logits
 from pyft.model.generate import generate
-from pyft.model.head import check_isolation, forward_hidden, forward_logits, head_of
+from pyft.model.heads import head_of
+from pyft.model.isolation import check_isolation
 from pyft.model.load import enable_gradient_checkpointing, load_model
 from pyft.model.trained import folder_digest
 from pyft.trainer.objective import causal_lm_objective, logits_objective

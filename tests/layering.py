@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ops": set(),
     "run": {"errors", "config"},
     "model": {"errors", "config", "ops", "run"},
-    "tasks": {"errors", "data", "ops", "model.heads"},
+    "tasks": {"errors", "data", "ops", "model.forward", "model.heads"},
     "trainer": {"errors", "config", "ops", "run"},
     "chat": {"errors", "command", "config", "data.chat", "model", "run"},
     "merge": {"errors", "command", "config", "data.chat", "model", "run"},

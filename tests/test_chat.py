@@ -19,7 +19,7 @@ from pyft import chat
 from pyft.command import run_command
 from pyft.data.chat.bind import get_template
 from pyft.model.adapters import attach_adapters, trainable_state
-from pyft.model.head import forward_logits
+from pyft.model.forward import forward_logits
 from pyft.model.layers.lora_linear import LoRALinear
 from pyft.model.layers.nf4_linear import NF4Linear
 from pyft.model.load import load_model

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from pyft.errors import ConfigError
 from pyft.model.adapters import adapted_layers, attach_adapters, merge_adapters, trainable_state
-from pyft.model.head import forward_hidden
+from pyft.model.forward import forward_hidden
 from pyft.model.layers.lora_linear import LoRALinear
 from pyft.model.load import enable_gradient_checkpointing, load_model
 from pyft.model.save import load_adapter_weights, read_adapter_config, save_adapter

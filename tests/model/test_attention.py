@@ -7,7 +7,8 @@ import torch
 from tiny_models import pack, random_model, random_samples
 
 from pyft.model.attention import NAME, packed_attention, register_packed_attention
-from pyft.model.head import check_isolation, forward_hidden, forward_logits
+from pyft.model.forward import forward_hidden, forward_logits
+from pyft.model.isolation import check_isolation
 from pyft.model.load import enable_gradient_checkpointing
 
 CASES = [

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from pyft.model.adapters import attach_adapters, matching_names, trainable_state
 from pyft.model.architecture import init_model
 from pyft.model.attention import NAME, register_packed_attention
-from pyft.model.head import forward_hidden
+from pyft.model.forward import forward_hidden
 from pyft.model.layers.fused import FusedMLP, FusedRMSNorm, describe_fused, fuse_activations
 from pyft.model.load import enable_gradient_checkpointing, load_model
 from pyft.ops import rotary as rotary_module

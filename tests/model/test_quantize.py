@@ -9,7 +9,7 @@ import torch
 from tiny_models import pack, random_model, random_samples
 
 from pyft.model.attention import NAME, register_packed_attention
-from pyft.model.head import forward_logits
+from pyft.model.forward import forward_logits
 from pyft.model.layers.nf4_linear import NF4Linear
 from pyft.model.layers.replace import linear_names, replace_module
 from pyft.model.quantize import quantize_linears

@@ -9,7 +9,8 @@ from tiny_models import pack, random_model, random_samples, saved_model
 from pyft.errors import ConfigError
 from pyft.model.adapters import attach_adapters
 from pyft.model.attention import NAME, register_packed_attention
-from pyft.model.head import Head, forward_hidden, forward_logits, head_of
+from pyft.model.forward import forward_hidden, forward_logits
+from pyft.model.heads import Head, head_of
 from pyft.model.load import load_model
 from pyft.trainer.objective import causal_lm_objective, logits_objective
 
@@ -68,6 +69,23 @@ def objective_of(model, head: Head | str):
         logit_scale=head.scale,
         logit_softcap=head.softcap,
     )
+
+
+def test_the_head_is_looked_up_at_each_batch():
+    register_packed_attention()
+    model = random_model("llama", attention=NAME, tie_word_embeddings=False)
+    batch = pack(random_samples([2, 7]))
+    objective = objective_of(model, head_of(model))
+    objective(batch)
+    model.set_output_embeddings(torch.nn.Linear(*reversed(model.lm_head.weight.shape), bias=True))
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(model.lm_head.weight.shape))
+    expected = torch.nn.functional.cross_entropy(
+        forward_logits(model, batch), batch.targets[0], reduction="sum"
+    )
+    loss, _ = objective(batch)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert model.lm_head.weight.grad is not None and model.lm_head.bias.grad is not None
 
 
 @pytest.mark.parametrize("changes", [{"final_logit_softcapping": 30.0}, {"final_logit_softcapping": 7.3}])

@@ -1,0 +1,58 @@
+"""From a batch to hidden states or logits, through any transformers causal language model.
+
+A batch is anything with input_ids [1, T], position_ids [1, T], cu_seqlens [S + 1] and max_seqlen.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pyft.errors import ConfigError
+
+
+class PackedRow(Protocol):
+    """What a batch must offer: S samples side by side in one row of T tokens."""
+
+    input_ids: Tensor
+    position_ids: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+
+
+def forward_hidden(model: PreTrainedModel, batch: PackedRow) -> Tensor:
+    """Run the decoder over a batch; return the last hidden states [T, K], as the head takes them."""
+    return _decoder(model)(**_inputs(model, batch))[0][0]
+
+
+def forward_logits(model: PreTrainedModel, batch: PackedRow) -> Tensor:
+    """Run the whole model over a batch; return the logits [T, V]."""
+    return model(**_inputs(model, batch)).logits[0]
+
+
+def _decoder(model: PreTrainedModel) -> nn.Module:
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if decoder is None or decoder is model:
+        decoder = model.base_model
+    if decoder is model:
+        raise ConfigError(
+            f"{type(model).__name__} does not tell its decoder from its head, which is not supported"
+        )
+    return decoder
+
+
+def _inputs(model: PreTrainedModel, batch: PackedRow) -> dict[str, Any]:
+    # Sent to the device here, once, and not again by every layer.
+    device = model.get_input_embeddings().weight.device
+    cu_seqlens = batch.cu_seqlens.to(device)
+    return {
+        "input_ids": batch.input_ids.to(device),
+        "position_ids": batch.position_ids.to(device),
+        "cu_seq_lens_q": cu_seqlens,
+        "cu_seq_lens_k": cu_seqlens,
+        "max_length_q": batch.max_seqlen,
+        "max_length_k": batch.max_seqlen,
+        "use_cache": False,
+    }
