@@ -33,6 +33,8 @@ struct Isa {
   bool supported;
 };
 
+// In the order in which they are picked. avx512_bf16 comes after avx512: on a Sapphire Rapids its products took
+// 1.7 times as long, and vdpbf16ps takes subnormal numbers for zero.
 std::vector<Isa> all_isas() {
   std::vector<Isa> isas;
 #ifdef PYFT_X86_ISAS
@@ -42,10 +44,10 @@ std::vector<Isa> all_isas() {
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512vl");
+  isas.push_back({&avx512::kTable, has_avx512});
 #ifdef PYFT_AVX512_BF16
   isas.push_back({&avx512_bf16::kTable, has_avx512 && __builtin_cpu_supports("avx512bf16")});
 #endif
-  isas.push_back({&avx512::kTable, has_avx512});
   isas.push_back({&avx2::kTable, has_avx2});
 #endif
   isas.push_back({&baseline::kTable, true});

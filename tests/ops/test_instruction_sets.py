@@ -16,6 +16,17 @@ FILES = ("activations", "lora", "cross_entropy", "loss_terms", "nf4", "nf4_codes
 OTHERS = [isa for isa in C.supported_cpu_isas() if isa != C.cpu_isa()]
 
 
+def test_the_first_that_the_processor_has_is_picked():
+    """avx512 before avx512_bf16, which is slower and takes subnormal numbers for zero."""
+    order = ["avx512", "avx512_bf16", "avx2", "baseline"]
+    assert C.built_cpu_isas() == [isa for isa in order if isa in C.built_cpu_isas()]
+    assert C.supported_cpu_isas() == [isa for isa in order if isa in C.supported_cpu_isas()]
+    environment = {name: value for name, value in os.environ.items() if name != "PYFT_CPU_ISA"}
+    command = [sys.executable, "-c", "import _pyft_C; print(_pyft_C.cpu_isa())"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == C.supported_cpu_isas()[0]
+
+
 @pytest.mark.parametrize("isa", OTHERS)
 def test_other_instruction_sets_pass_the_same_tests(isa):
     command = [

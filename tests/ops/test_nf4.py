@@ -40,9 +40,18 @@ def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
     assert torch.equal(actual, expected)
 
 
+def confirmed_by_plain_torch(shape: tuple[int, int]) -> bool:
+    """Whether bitsandbytes dequantises this shape as plain torch does on every processor.
+
+    Version 0.50.2 does not on AVX-512 where K is even and no multiple of 64: its kernel begins a new block of
+    64 at each row, where blocks run on across rows. An odd K never reaches that kernel.
+    """
+    return shape[1] % 2 == 1 or shape[1] % 64 == 0
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_quantise_and_dequantise_equal_bitsandbytes(shape, dtype, monkeypatch):
+def test_quantise_and_dequantise_equal_plain_torch_and_bitsandbytes(shape, dtype, monkeypatch):
     weight = random_weight(shape, dtype)
     with monkeypatch.context() as patch:
         poisoned_empty(patch)
@@ -55,10 +64,16 @@ def test_quantise_and_dequantise_equal_bitsandbytes(shape, dtype, monkeypatch):
     assert_same_bits(ours.codes, packed.view(-1))
     assert_same_bits(ours.absmax, state.absmax)
     for out in DTYPES:
+        expected = reference.nf4_dequantize(ours, out)
+        assert_same_bits(dense[out], expected)
         state.dtype = out
         # (1, 1) packs to one byte, which bitsandbytes takes for a transposed weight
         theirs = bnb.dequantize_4bit(packed, state)
-        assert_same_bits(dense[out], theirs)
+        if torch.equal(theirs, expected) or confirmed_by_plain_torch(shape):
+            assert_same_bits(dense[out], theirs)
+        else:
+            wrong_by = (theirs - expected).abs().max().item()
+            print(f"not compared with bitsandbytes at {shape} in {out}: it is wrong by {wrong_by:.3g}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

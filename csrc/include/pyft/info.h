@@ -8,7 +8,7 @@
 namespace pyft {
 
 std::string cpu_isa();                          // the one in use; throws when PYFT_CPU_ISA cannot be
-std::vector<std::string> built_cpu_isas();      // widest first
+std::vector<std::string> built_cpu_isas();      // in the order in which they are picked
 std::vector<std::string> supported_cpu_isas();  // those of them that this processor has
 
 struct CudaDevice {
