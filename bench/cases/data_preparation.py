@@ -29,6 +29,7 @@ from chat_rows import Turns
 from timing import Case
 
 from pyft.config.load import load_recipe
+from pyft.config.modes import SFT
 from pyft.config.schema import Stage
 from pyft.data.chat.bind import get_template
 from pyft.data.encode.rows.rows import RowEncoder, build_tokenizer, load_tokenizer
@@ -141,7 +142,7 @@ def _pyft(data: Path, tokenizer: Any, num_workers: int | None, folder: Path) -> 
 
 def _rows_to_labels(rows: list[Turns], tokenizer: Any) -> Callable[[], Any]:
     encoder = RowEncoder(
-        tokenizer, get_template(TEMPLATE, tokenizer), EncodeOptions("sft", max_length=_MAX_LENGTH)
+        tokenizer, get_template(TEMPLATE, tokenizer), EncodeOptions(SFT, max_length=_MAX_LENGTH)
     )
 
     def run() -> Any:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyft.config.key_path import KeyPath, show_path
+from pyft.config.modes import DEFAULT_MODE, known_mode
 from pyft.config.names import known_names
 from pyft.config.values import HUB_PREFIX
 
@@ -74,25 +75,26 @@ def _about_the_data(stage: dict[str, Any]) -> Iterator[Contradiction]:
             "data.streaming is true and train.max_steps is null: rows that are not counted have no epochs",
             "set train.max_steps, or data.streaming: false",
         )
-    mode = stage.get("mode", "sft")
-    if mode == "sft" and _value(stage, "data", "overlong") == "split":
+    mode = known_mode(stage.get("mode", DEFAULT_MODE))
+    if mode is not None and mode.has_template and _value(stage, "data", "overlong") == "split":
         yield Contradiction(
             ("data", "overlong"),
-            "data.overlong is split and the mode is sft: half a conversation is no conversation",
+            f"data.overlong is split and the mode is {mode.name}: half a conversation is no conversation",
             "say drop, truncate or error; split is for mode pretrain",
         )
-    for key, default in (("train_on", "assistant"), ("train_on_eot", True)) if mode == "pretrain" else ():
+    in_answers = (("train_on", "assistant"), ("train_on_eot", True))
+    for key, default in in_answers if mode is not None and not mode.has_template else ():
         value = _value(stage, "data", key)
         if value not in (None, default):
             yield Contradiction(
                 ("data", key),
-                f"data.{key} is {str(value).lower()} and the mode is pretrain, which learns every token",
+                f"data.{key} is {str(value).lower()} and the mode is {mode.name}, which learns every token",
                 f"remove it; a stage of mode sft can have it, as stages[1].data.{key}",
             )
 
 
 def _about_the_sources(stage: dict[str, Any], section: str) -> Iterator[Contradiction]:
-    sources = _value(stage, "data", section)
+    sources, mode = _value(stage, "data", section), known_mode(stage.get("mode", DEFAULT_MODE))
     for index, source in enumerate(sources if isinstance(sources, list) else []):
         if not isinstance(source, dict):
             continue
@@ -112,10 +114,10 @@ def _about_the_sources(stage: dict[str, Any], section: str) -> Iterator[Contradi
                 f"{shown}.weight says how often rows are learned, and these are only measured",
                 "remove it; max_samples takes some of them",
             )
-        if stage.get("mode") == "pretrain" and source.get("system"):
+        if mode is not None and not mode.has_template and source.get("system"):
             yield Contradiction(
                 (*path, "system"),
-                f"{shown}.system is given and the mode is pretrain, in which there are no conversations",
+                f"{shown}.system is given and the mode is {mode.name}, in which there are no conversations",
                 "remove it, or say mode: sft",
             )
 

@@ -21,6 +21,7 @@ from pyft.config.contradictions import contradictions
 from pyft.config.explain import describe, error_path, explain
 from pyft.config.key_path import KeyPath, show_path
 from pyft.config.merge import deep_merge
+from pyft.config.modes import DEFAULT_MODE
 from pyft.config.overrides import COMMAND_LINE, Override, apply_override, parse_overrides
 from pyft.config.places import Places
 from pyft.config.schema import Stage
@@ -87,8 +88,8 @@ class _Assembly:
 
     def recipe(self) -> Recipe:
         plain = self._merged_stages()
-        names = self._name_stages(plain)
-        stages = [self._stage(index, stage, names) for index, stage in enumerate(plain)]
+        self._name_stages(plain)
+        stages = [self._stage(index, stage) for index, stage in enumerate(plain)]
         if self.problems:
             raise ConfigError(list(dict.fromkeys(self.problems)))
         built = [stage for stage in stages if stage is not None]
@@ -156,11 +157,11 @@ class _Assembly:
             if isinstance(model, dict):
                 model.pop(key, None)
 
-    def _name_stages(self, stages: list[dict[str, Any]]) -> list[str]:
+    def _name_stages(self, stages: list[dict[str, Any]]) -> None:
         """Write each stage's name into it, after checking that the names can be folders, each its own."""
         names: list[str] = []
         for index, (stage, entry) in enumerate(zip(stages, self.entries, strict=True)):
-            name = entry.get("name", stage.get("mode", "sft"))
+            name = entry.get("name", stage.get("mode", DEFAULT_MODE))
             path: KeyPath = ("stages", index, "name")
             if (
                 not isinstance(name, str)
@@ -176,9 +177,8 @@ class _Assembly:
                 self._problem(path, what, "give each stage a name of its own (name: ...)")
             stage["name"] = name
             names.append(name)
-        return names
 
-    def _stage(self, index: int, plain: dict[str, Any], names: list[str]) -> Stage | None:
+    def _stage(self, index: int, plain: dict[str, Any]) -> Stage | None:
         stage: Stage | None = None
         try:
             stage = Stage.model_validate(plain)
@@ -189,8 +189,6 @@ class _Assembly:
                 self._problem(path, what, fix, index)
         for item in contradictions(plain, is_first=index == 0):
             self._problem(item.path, item.what, item.fix, index)
-        if stage is not None and index > 0:
-            stage._previous = names[index - 1]
         return stage
 
     def _resolved(self, stages: list[Stage], output_dir: str) -> dict[str, Any]:

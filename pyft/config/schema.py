@@ -16,12 +16,11 @@ from pydantic import (
     Discriminator,
     Field,
     PlainValidator,
-    PrivateAttr,
     StringConstraints,
     Tag,
 )
 
-from pyft.config import values
+from pyft.config import modes, values
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 Count = Annotated[int, Field(ge=1, le=values.LARGEST_COUNT)]
@@ -222,16 +221,9 @@ class Stage(Section):
 
     name: Text
     """Name of the stage and of its folder; by default its mode."""
-    mode: Literal["pretrain", "sft"] = "sft"
+    mode: Annotated[str, PlainValidator(modes.mode_name)] = modes.DEFAULT_MODE
     """pretrain learns every token of plain text; sft learns the answers of conversations."""
     model: ModelConfig
     adapter: AdapterConfig | None = None
     data: DataConfig
     train: TrainConfig = TrainConfig()
-
-    _previous: str | None = PrivateAttr(default=None)
-
-    @property
-    def previous(self) -> str | None:
-        """Name of the stage whose result this one starts from; None for the first: its model is its own."""
-        return self._previous

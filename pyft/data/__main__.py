@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyft.command import run_command
 from pyft.config.load import Recipe, load_recipe
+from pyft.config.modes import MODES
 from pyft.config.schema import Stage
 from pyft.errors import ConfigError
 
@@ -113,7 +114,7 @@ def _show(recipe: Recipe, stage: Stage, options: argparse.Namespace) -> None:
     from pyft.data.show.ledger import format_ledger
 
     tokenizer = tokenizer_for(recipe, stage)
-    template = get_template(stage.model.template, tokenizer) if stage.mode == "sft" else None
+    template = get_template(stage.model.template, tokenizer) if MODES[stage.mode].has_template else None
     prepared = prepare(stage, tokenizer, template)
     if options.json:
         _print_json(prepared, tokenizer, options.num_samples)

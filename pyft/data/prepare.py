@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pyft.config.modes import MODES
 from pyft.config.schema import DataSource, Stage
 from pyft.data.batches.order import BatchSource, Groups
 from pyft.data.batches.packing import pack
@@ -72,7 +73,7 @@ def prepare(
     Args:
         stage: The stage.
         tokenizer: A fast tokenizer.
-        template: The chat template; needed for mode sft only.
+        template: The chat template; used for conversations only.
         poll: Called at least every 0.2 s or so while rows are prepared; what it raises ends the work.
 
     Returns:
@@ -81,15 +82,16 @@ def prepare(
     Raises:
         DataError: A file or row cannot be used, or nothing is left to learn.
     """
+    template = template if MODES[stage.mode].has_template else None
     check_mode(stage, tokenizer, template)
     data, seed = stage.data, stage.train.seed
-    reader = SourceReader(stage, tokenizer, template if stage.mode == "sft" else None, poll)
+    reader = SourceReader(stage, tokenizer, template, poll)
     counts = Counts()
     sources = _prepare_sources(reader, data.train, counts)
     if not sum(len(source.store) for source in sources):
         errors = [error for source in sources for error in source.content["errors"]]
         raise DataError(describe_nothing_left(data.train, counts, data.max_length, errors))
-    if template is not None and stage.mode == "sft" and data.train_on_eot:
+    if template is not None and data.train_on_eot:
         _check_stop(sources, template)
     set_aside = _prepare_sources(reader, data.validation, counts)
     in_order = Selection([source.store for source in sources])
@@ -150,8 +152,8 @@ def check_mode(stage: Stage, tokenizer: Any, template: ChatTemplate | None) -> N
         raise ConfigError(
             "the tokenizer has no eos token, so no text could end (model.tokenizer): set eos_token in it"
         )
-    if stage.mode == "sft" and template is None:
-        raise ConfigError("mode sft needs a chat template (model.template): name one")
+    if MODES[stage.mode].has_template and template is None:
+        raise ConfigError(f"mode {stage.mode} needs a chat template (model.template): name one")
 
 
 def _prepare_sources(
@@ -255,21 +257,6 @@ def _batches(
     return BatchSource(Groups(samples, packs), batch_size, seed, shuffle, lengths)
 
 
-def fingerprint(stage: Stage, tokenizer: Any, template: ChatTemplate | None) -> str:
-    """Name the prepared data by content: file bytes, options, tokenizer, template; neither paths nor times.
-
-    Args:
-        stage: The stage.
-        tokenizer: Its tokenizer.
-        template: Its template.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    own = template if stage.mode == "sft" else None
-    return _fingerprint(stage, tokenizer, template, SourceReader(stage, tokenizer, own, lambda: None))
-
-
 def _fingerprint(stage: Stage, tokenizer: Any, template: ChatTemplate | None, reader: SourceReader) -> str:
     data = stage.data
     options = encode_options(stage)
@@ -281,6 +268,6 @@ def _fingerprint(stage: Stage, tokenizer: Any, template: ChatTemplate | None, re
         "options": [data.val_size, data.max_length, data.packing, data.system, stage.train.seed],
         "encoding": [options.overlong, options.train_on, options.train_on_eot, data.on_bad_record],
         **describe_tokenizer(tokenizer),
-        "template": template.source if template is not None and stage.mode == "sft" else None,
+        "template": template.source if template is not None else None,
     }
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()

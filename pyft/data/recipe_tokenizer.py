@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyft.config.load import Recipe
+from pyft.config.modes import MODES
 from pyft.config.schema import Stage, TokenizerConfig
 from pyft.data.chat.sources import builtin_template
 from pyft.data.rows.formats import iter_rows
@@ -50,7 +51,8 @@ def tokenizer_for(recipe: Recipe, stage: Stage, directory: Path | None = None) -
 
 
 def _build(recipe: Recipe, vocab_size: int) -> Any:
-    names = [stage.model.template or "chatml" for stage in recipe.stages if stage.mode == "sft"] or ["chatml"]
+    chats = [stage for stage in recipe.stages if MODES[stage.mode].has_template]
+    names = [stage.model.template or "chatml" for stage in chats] or ["chatml"]
     builtins = [builtin_template(name) for name in names]
     control_tokens = [token for builtin in builtins for token in builtin.control_tokens]
     return build_tokenizer(

@@ -28,13 +28,7 @@ data: {train: [{path: rows.jsonl}]}
 def test_defaults_are_those_of_the_documentation(load: Any, smallest: str) -> None:
     recipe = load(smallest + "adapter: {}\n")
     (stage,) = recipe.stages
-    assert (recipe.name, recipe.staged, stage.name, stage.mode, stage.previous) == (
-        "recipe",
-        False,
-        "sft",
-        "sft",
-        None,
-    )
+    assert (recipe.name, recipe.staged, stage.name, stage.mode) == ("recipe", False, "sft", "sft")
     assert stage.adapter is not None
     assert stage.adapter.model_dump() == {
         "r": 64,

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from pyft.config.modes import SFT
 from pyft.data.chat.bind import get_template
 from pyft.data.chat.builtin import BUILTIN_TEMPLATES
 from pyft.data.encode.rows import RowEncoder
@@ -103,7 +104,7 @@ def bind(tokenizers):
         if key not in made:
             tokenizer = tokenizers[tokenizer_name]
             template = get_template(template_name, tokenizer)
-            made[key] = RowEncoder(tokenizer, template, EncodeOptions("sft")), template, tokenizer
+            made[key] = RowEncoder(tokenizer, template, EncodeOptions(SFT)), template, tokenizer
         return made[key]
 
     return bind
@@ -204,7 +205,7 @@ def bind_own(tokenizers, tmp_path_factory):
         path = folder / f"{name}.jinja"
         path.write_text(source, encoding="utf-8")
         template = get_template(str(path), tokenizer)
-        bound[name] = RowEncoder(tokenizer, template, EncodeOptions("sft")), template, tokenizer
+        bound[name] = RowEncoder(tokenizer, template, EncodeOptions(SFT)), template, tokenizer
     return bound.__getitem__
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyft.config.modes import MODES
 from pyft.data.chat.builtin import BUILTIN_TEMPLATES
 from pyft.data.chat.chat_template import ChatTemplate
 from pyft.data.chat.sources import builtin_template, is_file_name, read_template
@@ -71,7 +72,7 @@ def trained_template(mode: str | None, name: str | None, tokenizer: Any) -> Chat
     """
     if is_file_name(name):
         name = None
-    if mode == "pretrain" or (name is None and not tokenizer.chat_template):
+    if (mode in MODES and not MODES[mode].has_template) or (name is None and not tokenizer.chat_template):
         return None
     return get_template(name, tokenizer)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pyft.config.modes import SFT
 from pyft.data.chat.chat_template import ChatTemplate
 from pyft.data.encode.conversation import ConversationEncoder
 from pyft.data.encode.document import DocumentEncoder, document_text
@@ -34,14 +35,14 @@ class RowEncoder:
 
         Args:
             tokenizer: A fast tokenizer, or a view of one.
-            template: The renderer made for it; needed in mode sft.
+            template: The renderer made for it; needed for conversations.
             options: The mode, what is learned, and how long a sample may be.
         """
         view = TokenizerView.from_tokenizer(tokenizer)
         self._options = options
         self._num_ids = len(view)
-        self._documents = DocumentEncoder(view, options) if options.mode == "pretrain" else None
-        is_chat = options.mode == "sft" and template is not None
+        self._documents = DocumentEncoder(view, options) if options.mode.rows == "texts" else None
+        is_chat = options.mode.has_template and template is not None
         self._conversations = ConversationEncoder(view, template, options) if is_chat else None
 
     def encode(self, rows: Sequence[Row], system: str | None = None) -> list[EncodedRow]:
@@ -75,14 +76,14 @@ class RowEncoder:
         if self._documents is not None and document_text(row) is None:
             return _refuse(
                 row,
-                "mode pretrain reads plain texts, this row is a conversation: write mode: sft, or rows of "
-                '{"text": ".."}',
+                f"mode {self._options.mode.name} reads plain texts, this row is a conversation: write mode: "
+                'sft, or rows of {"text": ".."}',
             )
         if self._documents is None and row.messages is None:
             return _refuse(
                 row,
-                "mode sft reads conversations, this row is a plain text: write mode: pretrain, or rows of "
-                "another format",
+                f"mode {self._options.mode.name} reads conversations, this row is a plain text: write mode: "
+                "pretrain, or rows of another format",
             )
         return None
 
@@ -142,7 +143,7 @@ def encode_conversation(
     Raises:
         DataError: The template refuses the conversation.
     """
-    encoder = RowEncoder(tokenizer, template, EncodeOptions("sft"))
+    encoder = RowEncoder(tokenizer, template, EncodeOptions(SFT))
     (row,) = encoder.encode([Row(tuple(messages), None, source)])
     if row.error is not None:
         raise DataError(row.error)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pyft.config.modes import Mode
+
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How rows become samples; the names and values are those of the recipe's `mode` and `data:`.
+    """How rows become samples; the names and values are those of the recipe's `data:`.
 
     `overlong` is one of drop, truncate, split (documents only) and error; `train_on` one of assistant, last
     and all. `system` is the system text of rows that have none.
     """
 
-    mode: str
+    mode: Mode
     max_length: int | None = None
     overlong: str = "drop"
     train_on: str = "assistant"

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pyft.config.modes import MODES
 from pyft.config.schema import DataSource, Stage
 from pyft.data.chat.chat_template import ChatTemplate
 from pyft.data.encode.rows import RowEncoder
@@ -48,8 +49,9 @@ def encode_options(stage: Stage) -> EncodeOptions:
         The options, `overlong` settled by the mode where the recipe leaves it open.
     """
     data = stage.data
-    overlong = data.overlong or ("split" if stage.mode == "pretrain" else "drop")
-    return EncodeOptions(stage.mode, data.max_length, overlong, data.train_on, data.train_on_eot, data.system)
+    mode = MODES[stage.mode]
+    overlong = data.overlong or mode.overlong
+    return EncodeOptions(mode, data.max_length, overlong, data.train_on, data.train_on_eot, data.system)
 
 
 class SourceReader:
@@ -61,7 +63,7 @@ class SourceReader:
         Args:
             stage: The stage.
             tokenizer: A fast tokenizer.
-            template: The chat template; None in mode pretrain.
+            template: The chat template; None where rows are plain texts.
             poll: Called while rows are prepared; what it raises ends the work.
         """
         self._stage, self._poll = stage, poll

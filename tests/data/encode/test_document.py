@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import Strip
 from transformers import PreTrainedTokenizerFast
 
+from pyft.config.modes import PRETRAIN
 from pyft.data.encode.rows import RowEncoder
 from pyft.data.encode.sample import EncodedRow, EncodeOptions
 from pyft.data.rows.row import Message, Row
@@ -20,7 +21,7 @@ def tokenizer(request):
 
 
 def encode_documents(tokenizer, rows, max_length=None, overlong="split") -> list[EncodedRow]:
-    return RowEncoder(tokenizer, None, EncodeOptions("pretrain", max_length, overlong)).encode(rows)
+    return RowEncoder(tokenizer, None, EncodeOptions(PRETRAIN, max_length, overlong)).encode(rows)
 
 
 def test_documents_end_with_eos_and_lose_no_token_in_windows(tokenizer):

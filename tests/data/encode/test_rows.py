@@ -11,6 +11,7 @@ import random
 import pytest
 from tokenizers import AddedToken
 
+from pyft.config.modes import PRETRAIN, SFT
 from pyft.data.chat.bind import get_template
 from pyft.data.chat.chat_template import ChatTemplate
 from pyft.data.encode import document as documents
@@ -41,7 +42,7 @@ def learned_text(sample, tokenizer) -> str:
 
 def encode_talks(tokenizer, template, *talks: list[Message], **options) -> list[EncodedRow]:
     rows = [Row(tuple(talk), None, f"f:{number}") for number, talk in enumerate(talks, start=1)]
-    return RowEncoder(tokenizer, template, EncodeOptions("sft", **options)).encode(rows)
+    return RowEncoder(tokenizer, template, EncodeOptions(SFT, **options)).encode(rows)
 
 
 NAMES_FOR = [("bpe", name) for name in NAMES] + [("bpe_with_bos", name) for name in NAMES]
@@ -108,7 +109,7 @@ def test_default_system_text(bpe):
         Row((Message("user", "q"), Message("assistant", "a")), None, "f:1"),
         Row(tuple(TALK), None, "f:2"),
     ]
-    encoder = RowEncoder(bpe, template, EncodeOptions("sft", system="Sys"))
+    encoder = RowEncoder(bpe, template, EncodeOptions(SFT, system="Sys"))
     for given, expected in ((None, "Sys"), ("Source", "Source")):
         without, own = (row.samples[0].text for row in encoder.encode(rows, given))
         assert without.startswith(f"<|im_start|>system\n{expected}<|im_end|>\n<|im_start|>user\nq")
@@ -228,7 +229,7 @@ def test_refused_rows_name_their_line_and_stop_no_other(bpe):
         Row(None, "text", "f:9"),
         Row((question, answer), None, "f:10"),
     ]
-    first, *refused, last = RowEncoder(bpe, template, EncodeOptions("sft")).encode(rows)
+    first, *refused, last = RowEncoder(bpe, template, EncodeOptions(SFT)).encode(rows)
     assert first.error is last.error is None
     assert first.samples[0].input_ids == last.samples[0].input_ids
     starts = ("f:7: ", "f:8: ", "f:9: mode sft reads conversations")
@@ -423,7 +424,7 @@ def test_every_token_is_in_a_sample_or_cut(bpe, options):
 
 
 def test_ready_made_ids(bpe):
-    encoder = RowEncoder(bpe, get_template("chatml", bpe), EncodeOptions("sft", max_length=4))
+    encoder = RowEncoder(bpe, get_template("chatml", bpe), EncodeOptions(SFT, max_length=4))
     size = len(bpe)
     good = ([5, 6, 7, size - 1], [IGNORED, 6, 7, IGNORED])
     rows = {
@@ -461,7 +462,7 @@ def test_of_a_preference_the_chosen_answer_is_learned(bpe):
     template = get_template("chatml", bpe)
     messages = (Message("user", "q"), Message("assistant", "good"))
     row = Row(messages, None, "f:1", rejected=(Message("assistant", "bad"),))
-    plain, preference = RowEncoder(bpe, template, EncodeOptions("sft")).encode(
+    plain, preference = RowEncoder(bpe, template, EncodeOptions(SFT)).encode(
         [Row(messages, None, "f:1"), row]
     )
     assert preference.samples == plain.samples
@@ -479,7 +480,7 @@ def test_kinds_of_rows_may_be_mixed_and_keep_their_order(bpe):
             if number % 3 == 0
             else Row(talk if number % 3 == 1 else None, None if number % 3 == 1 else "x", f"f:{number}")
         )
-    results = RowEncoder(bpe, template, EncodeOptions("sft")).encode(rows)
+    results = RowEncoder(bpe, template, EncodeOptions(SFT)).encode(rows)
     for number, row in enumerate(results):
         if number % 3 == 2:
             assert row.error.startswith(f"f:{number}: ")
@@ -599,7 +600,7 @@ def test_many_turns_cost_as_many_tokens(bpe, monkeypatch):
 
 def test_long_rows_are_tokenised_a_few_at_a_time(bpe, monkeypatch):
     rows = [Row(None, "river " * length, f"f:{length}") for length in (1, 300, 1, 1, 1, 500, 2)]
-    expected = RowEncoder(bpe, None, EncodeOptions("pretrain")).encode(rows)
+    expected = RowEncoder(bpe, None, EncodeOptions(PRETRAIN)).encode(rows)
     sizes: list[int] = []
     encode_all = documents.encode_all
 
@@ -610,5 +611,5 @@ def test_long_rows_are_tokenised_a_few_at_a_time(bpe, monkeypatch):
     monkeypatch.setattr(documents, "encode_all", record)
     monkeypatch.setattr(encode, "_MOST_CHARACTERS", 1000)
     monkeypatch.setattr(encode, "_MOST_ROWS", 3)
-    assert RowEncoder(bpe, None, EncodeOptions("pretrain")).encode(rows) == expected
+    assert RowEncoder(bpe, None, EncodeOptions(PRETRAIN)).encode(rows) == expected
     assert sizes == [2, 3, 1, 1]

@@ -9,6 +9,7 @@ import sys
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from pyft.config.modes import SFT
 from pyft.data.chat.bind import get_template
 from pyft.data.encode.rows import RowEncoder
 from pyft.data.encode.sample import EncodeOptions
@@ -69,7 +70,7 @@ def test_an_encoder_works_in_a_process_without_transformers(bpe_folder, tmp_path
         Row((Message("user", f"the river {n}"), Message("assistant", "<|im_end|> 峰")), None, f"f:{n}")
         for n in range(3)
     ]
-    encoder = RowEncoder(tokenizer, get_template("chatml", tokenizer), EncodeOptions("sft"))
+    encoder = RowEncoder(tokenizer, get_template("chatml", tokenizer), EncodeOptions(SFT))
     expected = [[(s.input_ids, s.labels) for s in row.samples] for row in encoder.encode(rows)]
     (tmp_path / "encoder").write_bytes(pickle.dumps((encoder, rows)))
     command = [sys.executable, "-c", WORKER, str(tmp_path / "encoder")]
