@@ -8,8 +8,8 @@ from numerics import assert_close_to_reference
 from torch import Tensor
 
 from pyft.ops import reference
-from pyft.ops.cuda import panels
-from pyft.ops.cuda.small import takes_small
+from pyft.ops.cuda import nf4_dequantized
+from pyft.ops.cuda.nf4_few_tokens import takes_few_tokens
 from pyft.ops.nf4 import NF4Weight, nf4_dequantize, nf4_linear, nf4_quantize
 
 
@@ -48,7 +48,7 @@ def check(x: Tensor, weight: NF4Weight, bias: Tensor | None) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 19, 64, 65])
 def test_any_number_of_tokens(emulated_ops, monkeypatch, tokens, dtype):
-    monkeypatch.setattr(panels, "PANEL_BYTES", 1)
+    monkeypatch.setattr(nf4_dequantized, "PANEL_BYTES", 1)
     check(random(tokens, 128, seed=2, dtype=dtype), make_weight(72, 128), random(72, seed=3, dtype=dtype))
 
 
@@ -133,7 +133,7 @@ def test_wrong_arguments_are_named(emulated_ops, x, bias, message):
 
 def test_the_choice_of_a_tier():
     def takes(dtype=torch.bfloat16, tokens=16, rows=96, columns=128, is_backward=False, is_aligned=True):
-        return takes_small(dtype, tokens, rows, columns, is_backward=is_backward, is_aligned=is_aligned)
+        return takes_few_tokens(dtype, tokens, rows, columns, is_backward=is_backward, is_aligned=is_aligned)
 
     assert takes() and takes(tokens=64) and takes(rows=7) and takes(is_backward=True)
     assert not takes(dtype=torch.float32) and not takes(tokens=65) and not takes(tokens=0)

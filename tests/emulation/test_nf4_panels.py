@@ -1,4 +1,4 @@
-"""The panel engine, `pyft.ops.cuda.panels`: its products on emulated kernels, and what waits for what."""
+"""`pyft.ops.cuda.nf4_dequantized`: its products on emulated kernels, and what waits for what."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyft.ops import reference
 from pyft.ops.arguments import nf4_parts
-from pyft.ops.cuda import panels
+from pyft.ops.cuda import nf4_dequantized
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -19,7 +19,7 @@ def random(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
 
 
 def run(forward: bool, given: Tensor, weight: tuple, out: Tensor, **options) -> Tensor:
-    product = panels.linear_panels if forward else panels.backward_panels
+    product = nf4_dequantized.linear_dequantized if forward else nf4_dequantized.backward_dequantized
     product(given, weight, out, **options)
     return out
 
@@ -30,7 +30,7 @@ def run(forward: bool, given: Tensor, weight: tuple, out: Tensor, **options) -> 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("forward", [True, False], ids=["forward", "backward"])
 def test_products(emulated_ops, monkeypatch, forward, dtype, accumulate, panel_bytes):
-    monkeypatch.setattr(panels, "PANEL_BYTES", panel_bytes)
+    monkeypatch.setattr(nf4_dequantized, "PANEL_BYTES", panel_bytes)
     weight = reference.nf4_quantize(random(300, 192, seed=1, dtype=torch.float32))
     dense = reference.nf4_dequantize(weight, dtype)
     operand = dense.T if forward else dense
@@ -51,7 +51,7 @@ def test_products(emulated_ops, monkeypatch, forward, dtype, accumulate, panel_b
 @pytest.mark.parametrize("shape", [(7, 130), (64, 65), (1, 1), (0, 64), (5, 0)])
 @pytest.mark.parametrize("forward", [True, False], ids=["forward", "backward"])
 def test_sizes_that_have_no_panels_of_columns(emulated_ops, monkeypatch, shape, forward):
-    monkeypatch.setattr(panels, "PANEL_BYTES", 1)
+    monkeypatch.setattr(nf4_dequantized, "PANEL_BYTES", 1)
     weight = reference.nf4_quantize(random(*shape, seed=1, dtype=torch.float32))
     dense = reference.nf4_dequantize(weight)
     for tokens in (0, 3):
@@ -63,10 +63,12 @@ def test_sizes_that_have_no_panels_of_columns(emulated_ops, monkeypatch, shape, 
 
 def test_nothing_but_the_rows_of_y_is_touched(emulated_ops, monkeypatch):
     """y may lie inside a wider matrix, as the parts of a joint projection do."""
-    monkeypatch.setattr(panels, "PANEL_BYTES", 1)
+    monkeypatch.setattr(nf4_dequantized, "PANEL_BYTES", 1)
     weight = reference.nf4_quantize(random(130, 64, seed=1, dtype=torch.float32))
     x, wide = random(5, 64, seed=2, dtype=torch.float32), torch.full((5, 200), 7.0)
-    panels.linear_panels(x, nf4_parts((*weight[:5], *weight.shape)), wide[:, 40:170], accumulate=False)
+    nf4_dequantized.linear_dequantized(
+        x, nf4_parts((*weight[:5], *weight.shape)), wide[:, 40:170], accumulate=False
+    )
     torch.testing.assert_close(wide[:, 40:170], x @ reference.nf4_dequantize(weight).T)
     assert (wide[:, :40] == 7).all() and (wide[:, 170:] == 7).all()
 
@@ -114,7 +116,7 @@ def test_every_reader_and_writer_of_a_buffer_waits_for_the_other(num_panels, fai
         products[panel] = current.queue()
 
     try:
-        panels.pipeline(num_panels, fill, multiply, current, side)
+        nf4_dequantized.pipeline(num_panels, fill, multiply, current, side)
         assert len(products) == num_panels
     except RuntimeError:
         assert fails_at is not None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyft.ops import reference
 from pyft.ops.cross_entropy import cross_entropy
-from pyft.ops.cuda.products import multiply
+from pyft.ops.cuda.matmul import multiply
 from pyft.ops.linear_cross_entropy import linear_cross_entropy
 
 pytestmark = [

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pyft.ops import reference
 from pyft.ops.arguments import nf4_parts
-from pyft.ops.cuda import panels
-from pyft.ops.cuda.small import backward_small, linear_small
+from pyft.ops.cuda import nf4_dequantized
+from pyft.ops.cuda.nf4_few_tokens import backward_few_tokens, linear_few_tokens
 from pyft.ops.nf4 import NF4Weight, nf4_dequantize, nf4_linear, nf4_quantize
 
 pytestmark = [
@@ -92,10 +92,10 @@ def test_small_products_with_a_low_rank_addend():
     for tokens, rank in ((1, 4), (16, 16), (40, 64)):
         projected = random(tokens, rank, seed=4, dtype=torch.float32)
         for product, operand, adapter in (
-            (linear_small, dense.T, random(264, rank, seed=5, dtype=torch.float32)),
-            (backward_small, dense, random(rank, 320, seed=6, dtype=torch.float32)),
+            (linear_few_tokens, dense.T, random(264, rank, seed=5, dtype=torch.float32)),
+            (backward_few_tokens, dense, random(rank, 320, seed=6, dtype=torch.float32)),
         ):
-            is_forward = product is linear_small
+            is_forward = product is linear_few_tokens
             given = random(tokens, operand.shape[0], seed=7)
             out = torch.full((tokens, operand.shape[1]), float("nan"), dtype=torch.bfloat16, device="cuda")
             names = ("projected", "lora_B") if is_forward else ("grad_projected", "lora_A")
@@ -185,7 +185,8 @@ def test_panels_take_no_more_memory_than_two_of_them():
     before = torch.cuda.memory_allocated()
     results = run_both(x, grad_y, weight)
     taken = torch.cuda.max_memory_allocated() - before
-    assert taken < 2 * panels.PANEL_BYTES + 2 * sum(r.numel() * r.element_size() for r in results) + (1 << 20)
+    result_bytes = sum(r.numel() * r.element_size() for r in results)
+    assert taken < 2 * nf4_dequantized.PANEL_BYTES + 2 * result_bytes + (1 << 20)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from pyft.ops.cuda.linear_cross_entropy_plan import Plan, plan_linear_cross_entropy
-from pyft.ops.cuda.products import multiply
+from pyft.ops.cuda.matmul import multiply
 from pyft.ops.native import C, Execution, execution
 
 

@@ -9,9 +9,9 @@
                 dA = dS^T drop(x)                   reads x
                 dX = drop'(dS A), dX += dY W
 
-The base product is torch's on a dense weight and panel by panel on an NF4 one (`pyft.ops.cuda.panels`). With
-few tokens NF4 has a kernel that writes its result (`pyft.ops.cuda.small`) and takes the addition along; where
-that is not for the rank, or dX has entries dropped, it is added afterwards. Dropout's mask is computed from
+The base product is torch's on a dense weight and panel by panel on an NF4 one (`nf4_dequantized`). With few
+tokens NF4 has a kernel that writes its result (`nf4_few_tokens`) and takes the addition along; where that is
+not for the rank, or dX has entries dropped, it is added afterwards. Dropout's mask is computed from
 its seed wherever it is needed. Each sum is cut into parts by the shape alone (`C.plan_lora`), which go to a
 workspace and are added in order: always the same bits. Where the addition has kernels of its own, A and B
 count with all their 24 bits (csrc/cuda/device/split_float.h).
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from pyft.ops.arguments import matrix, nf4_parts
-from pyft.ops.cuda.panels import backward_panels, linear_panels
-from pyft.ops.cuda.small import backward_small, is_aligned, linear_small, takes_small
+from pyft.ops.cuda.nf4_dequantized import backward_dequantized, linear_dequantized
+from pyft.ops.cuda.nf4_few_tokens import backward_few_tokens, is_aligned, linear_few_tokens, takes_few_tokens
 from pyft.ops.native import C, execution
 
 
@@ -35,12 +35,14 @@ def _base(base: Sequence, x: Tensor) -> Tensor | tuple:
     return base[0].to(x.dtype).contiguous() if base[0].is_floating_point() else nf4_parts(base)
 
 
-def _is_small(rows: Tensor, weight: Tensor | tuple, *, is_backward: bool) -> bool:
+def _takes_few_tokens(rows: Tensor, weight: Tensor | tuple, *, is_backward: bool) -> bool:
     """Whether one kernel takes the base product."""
     if isinstance(weight, Tensor):
         return False
     aligned = is_aligned(rows, weight)
-    return takes_small(rows.dtype, rows.shape[0], *weight[5], is_backward=is_backward, is_aligned=aligned)
+    return takes_few_tokens(
+        rows.dtype, rows.shape[0], *weight[5], is_backward=is_backward, is_aligned=aligned
+    )
 
 
 def _is_taken_along(narrow: Tensor, matrix: Tensor, rank: int) -> bool:
@@ -88,18 +90,18 @@ def _linear(handle: Tensor, x: Tensor, *rest) -> Tensor:
     add = {"projected": projected, "lora_B": lora_B, **execution(x)}
     y = x.new_empty(handle.shape)
     out = matrix(y)
-    if _is_small(rows, weight, is_backward=False):
+    if _takes_few_tokens(rows, weight, is_backward=False):
         if _is_taken_along(projected, lora_B, lora_A.shape[0]):
-            linear_small(rows, weight, out, bias=bias, projected=projected, lora_B=lora_B)
+            linear_few_tokens(rows, weight, out, bias=bias, projected=projected, lora_B=lora_B)
         else:
-            linear_small(rows, weight, out, bias=bias)
+            linear_few_tokens(rows, weight, out, bias=bias)
             C.lora_expand(y=out, bias=None, accumulate=True, **add)
         return y
     C.lora_expand(y=out, bias=bias, accumulate=False, **add)
     if isinstance(weight, Tensor):
         out.addmm_(rows, weight.T)
     else:
-        linear_panels(rows, weight, out, accumulate=True)
+        linear_dequantized(rows, weight, out, accumulate=True)
     return y
 
 
@@ -146,18 +148,18 @@ def _grad_x(
     add = {"grad_projected": grad_projected, "lora_A": lora_A, "dropout": dropout, "seed": seed}
     add |= execution(grad_y)
     grad_x = grad_y.new_empty((grad_y.shape[0], lora_A.shape[1]))
-    if _is_small(grad_y, weight, is_backward=True):
+    if _takes_few_tokens(grad_y, weight, is_backward=True):
         if dropout == 0.0 and _is_taken_along(grad_projected, lora_A, lora_A.shape[0]):
-            backward_small(grad_y, weight, grad_x, grad_projected=grad_projected, lora_A=lora_A)
+            backward_few_tokens(grad_y, weight, grad_x, grad_projected=grad_projected, lora_A=lora_A)
         else:
-            backward_small(grad_y, weight, grad_x)
+            backward_few_tokens(grad_y, weight, grad_x)
             C.lora_expand_backward(grad_x=grad_x, accumulate=True, **add)
         return grad_x
     C.lora_expand_backward(grad_x=grad_x, accumulate=False, **add)
     if isinstance(weight, Tensor):
         grad_x.addmm_(grad_y, weight)
     else:
-        backward_panels(grad_y, weight, grad_x, accumulate=True)
+        backward_dequantized(grad_y, weight, grad_x, accumulate=True)
     return grad_x
 
 

@@ -1,7 +1,7 @@
 """Products with an NF4 weight on a GPU, in two tiers.
 
-few tokens    one kernel that reads the weight once, as codes (pyft.ops.cuda.small)
-else          panels of the weight, dequantised and multiplied by torch (pyft.ops.cuda.panels)
+few tokens    one kernel that reads the weight once, as codes (pyft.ops.cuda.nf4_few_tokens)
+else          panels of the weight, dequantised and multiplied by torch (pyft.ops.cuda.nf4_dequantized)
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pyft.ops.arguments import matrix, nf4_parts
-from pyft.ops.cuda.panels import backward_panels, linear_panels
-from pyft.ops.cuda.small import backward_small, is_aligned, linear_small, takes_small
+from pyft.ops.cuda.nf4_dequantized import backward_dequantized, linear_dequantized
+from pyft.ops.cuda.nf4_few_tokens import backward_few_tokens, is_aligned, linear_few_tokens, takes_few_tokens
 
 
 def _linear(x: Tensor, *storage_and_bias) -> Tensor:
@@ -22,10 +22,10 @@ def _linear(x: Tensor, *storage_and_bias) -> Tensor:
     _check_bias(bias, x, storage[5])
     weight, rows = nf4_parts(storage), matrix(x)
     y = x.new_empty((*x.shape[:-1], storage[5]))
-    if _is_small(rows, weight, is_backward=False):
-        linear_small(rows, weight, matrix(y), bias=bias)
+    if _takes_few_tokens(rows, weight, is_backward=False):
+        linear_few_tokens(rows, weight, matrix(y), bias=bias)
     else:
-        linear_panels(rows, weight, matrix(y), accumulate=False, bias=bias)
+        linear_dequantized(rows, weight, matrix(y), accumulate=False, bias=bias)
     return y
 
 
@@ -33,15 +33,15 @@ def _linear_backward(grad_y: Tensor, *storage) -> Tensor:
     _check("nf4_linear_backward", "grad_y", grad_y, storage[5])
     weight, rows = nf4_parts(storage), matrix(grad_y)
     grad_x = grad_y.new_empty((*grad_y.shape[:-1], storage[6]))
-    if _is_small(rows, weight, is_backward=True):
-        backward_small(rows, weight, matrix(grad_x))
+    if _takes_few_tokens(rows, weight, is_backward=True):
+        backward_few_tokens(rows, weight, matrix(grad_x))
     else:
-        backward_panels(rows, weight, matrix(grad_x), accumulate=False)
+        backward_dequantized(rows, weight, matrix(grad_x), accumulate=False)
     return grad_x
 
 
-def _is_small(operand: Tensor, weight: tuple, *, is_backward: bool) -> bool:
-    return takes_small(
+def _takes_few_tokens(operand: Tensor, weight: tuple, *, is_backward: bool) -> bool:
+    return takes_few_tokens(
         operand.dtype,
         operand.shape[0],
         *weight[5],

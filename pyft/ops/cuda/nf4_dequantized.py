@@ -35,7 +35,7 @@ PANEL_BYTES = 16 << 20
 _STEP = 64  # rows or columns: panels begin where a block of 64 weights does
 
 
-def linear_panels(
+def linear_dequantized(
     x: Tensor, weight: tuple, y: Tensor, *, accumulate: bool, bias: Tensor | None = None
 ) -> None:
     """y = x W^T + bias, or y += x W^T + bias.
@@ -61,7 +61,7 @@ def linear_panels(
     _for_each_panel(x, weight, 0, panel_rows, multiply)
 
 
-def backward_panels(grad_y: Tensor, weight: tuple, grad_x: Tensor, *, accumulate: bool) -> None:
+def backward_dequantized(grad_y: Tensor, weight: tuple, grad_x: Tensor, *, accumulate: bool) -> None:
     """dX = dY W, or dX += dY W.
 
     Args:

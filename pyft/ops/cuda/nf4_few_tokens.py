@@ -19,7 +19,7 @@ from pyft.ops.native import C, execution
 MOST_TOKENS = 64
 
 
-def takes_small(
+def takes_few_tokens(
     dtype: torch.dtype,
     num_tokens: int,
     num_rows: int,
@@ -70,7 +70,7 @@ def is_aligned(operand: Tensor, weight: tuple) -> bool:
     )
 
 
-def linear_small(
+def linear_few_tokens(
     x: Tensor,
     weight: tuple,
     y: Tensor,
@@ -101,7 +101,7 @@ def linear_small(
     )
 
 
-def backward_small(
+def backward_few_tokens(
     grad_y: Tensor,
     weight: tuple,
     grad_x: Tensor,
