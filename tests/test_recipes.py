@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pyft.command import run_command
-from pyft.config.foreign import FOREIGN_NAMES
 from pyft.config.load import load_recipe
+from pyft.config.mistakes import foreign_names
 from pyft.config.shipped import shipped_recipes
 from pyft.recipes.__main__ import command_line, main
 
@@ -61,7 +61,7 @@ def test_every_key_has_a_comment(name: str) -> None:
     for line in shipped_recipes()[name].read_text(encoding="utf-8").splitlines():
         is_value = re.match(r"\s+(- )?\w+: \S", line)
         assert is_value is None or re.search(r"\s{2,}# \S", line), line
-        assert not any(re.match(rf"\s*{word}:", line) for word in FOREIGN_NAMES)
+        assert not any(re.match(rf"\s*{word}:", line) for word in foreign_names().keys)
 
 
 @pytest.mark.parametrize("name", FOR_REAL_MODELS)

@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from pyft.config.contradictions import contradictions
-from pyft.config.explain import describe, error_path, explain
-from pyft.config.key_path import KeyPath, show_path
-from pyft.config.merge import deep_merge
+from pyft.config.key_path import COMMAND_LINE, KeyPath, WrittenPlaces, show_path
+from pyft.config.mistakes import describe, error_path, explain
 from pyft.config.modes import DEFAULT_MODE
-from pyft.config.overrides import COMMAND_LINE, Override, apply_override, parse_overrides
-from pyft.config.places import Places
-from pyft.config.schema import Stage
+from pyft.config.overrides import Override, apply_override, parse_overrides
+from pyft.config.schema import CONTRADICTION, Name, Stage, accepts_null
 from pyft.config.shipped import find_recipe
 from pyft.config.yaml_text import Document, read_document
 from pyft.errors import ConfigError
@@ -51,14 +49,11 @@ class Recipe:
 
 
 def load_recipe(recipe: str, overrides: list[str]) -> Recipe:
-    """Read, merges, overrides and checks a recipe.
+    """Read, merge, override and check a recipe.
 
     Args:
         recipe: the path of a file, or the name of a shipped recipe.
         overrides: each `key.sub=value`.
-
-    Returns:
-        The recipe.
 
     Raises:
         ConfigError: with one message per mistake.
@@ -79,7 +74,7 @@ class _Assembly:
     def __init__(self, source: Path, document: Document, texts: list[str]) -> None:
         self.source = source
         self.overrides, self.problems = parse_overrides(texts)
-        self.places = Places(source, document.lines, self.overrides)
+        self.places = WrittenPlaces(source, document.lines, [item.path for item in self.overrides])
         self.top: dict[str, Any] = copy.deepcopy(document.data)
         self._override_recipe()
         self.name = self._recipe_name(self.top.pop("name", None))
@@ -122,7 +117,7 @@ class _Assembly:
         return [entry if isinstance(entry, dict) else {} for entry in entries]
 
     def _merged_stages(self) -> list[dict[str, Any]]:
-        """Give each stage as one plain mapping: top level, then its entry, then the overrides."""
+        """Make each stage one plain mapping: top level, then its entry, then the overrides."""
         merged = [deep_merge(self.top, entry) for entry in self.entries]
         general = [item for item in self.overrides if item.path[0] not in _OF_THE_RECIPE]
         for index, (stage, chosen) in enumerate(zip(merged, _share_out(general, merged), strict=True)):
@@ -134,7 +129,7 @@ class _Assembly:
         return merged
 
     def _settle(self, index: int, stage: dict[str, Any]) -> None:
-        """Fill in what depends on the recipe as a whole, and refuses what a stage cannot have of its own."""
+        """Fill in what depends on the recipe as a whole, and refuse what a stage cannot have of its own."""
         model, data, train = (stage[section] for section in _SECTIONS)
         if isinstance(train, dict) and "output_dir" not in train:
             train["output_dir"] = os.path.join("runs", self.name)
@@ -183,12 +178,15 @@ class _Assembly:
         try:
             stage = Stage.model_validate(plain)
         except ValidationError as error:
-            for detail in error.errors(include_url=False):
+            for detail in sorted(error.errors(include_url=False), key=_contradictions_last):
                 path = error_path(detail, plain)
                 what, fix = explain(detail, path, self.places.shown(path, index))
                 self._problem(path, what, fix, index)
-        for item in contradictions(plain, is_first=index == 0):
-            self._problem(item.path, item.what, item.fix, index)
+        is_new = _given(plain, "model", "from_scratch") is True
+        has_model = index > 0 or is_new or not isinstance(plain["model"], dict)
+        if not has_model and _given(plain, "model", "name_or_path") is None:
+            fix = "give the model's folder, as model.name_or_path=./Qwen2.5-7B-Instruct"
+            self._problem(("model", "name_or_path"), "model.name_or_path is missing", fix, index)
         return stage
 
     def _resolved(self, stages: list[Stage], output_dir: str) -> dict[str, Any]:
@@ -226,12 +224,32 @@ class _Assembly:
         self.problems.append(f"{what} ({self.places.where(path, index)}): {fix}")
 
 
-def _share_out(overrides: list[Override], stages: list[dict[str, Any]]) -> list[list[Override]]:
-    """Says which overrides each stage gets: all of them, but `adapter.r=8` is for the stages that have an
-    adapter.
+def deep_merge(base: dict[str, Any], over: dict[str, Any], prefix: Name = ()) -> dict[str, Any]:
+    """Lay one plain mapping over another: mappings merge key by key, lists replace, null removes.
 
-    Where no stage has one, it makes one in each.
+    Where null is a value of its own (`max_steps`, `adapter`) it stays; elsewhere the key's default counts.
     """
+    merged = copy.deepcopy(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            merged[key] = deep_merge(below, value, (*prefix, key))
+        elif value is None and not accepts_null((*prefix, key)):
+            merged.pop(key, None)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def _contradictions_last(error: ErrorDetails) -> tuple[bool, int]:
+    """Order errors as pydantic does, and contradictions after all others, by the section they are in."""
+    if error["type"] != CONTRADICTION:
+        return False, 0
+    return True, list(Stage.model_fields).index(str(error["loc"][0]))
+
+
+def _share_out(overrides: list[Override], stages: list[dict[str, Any]]) -> list[list[Override]]:
+    """Choose each stage's overrides: all, but `adapter.r=8` skips those without one if any has one."""
     some_adapter = any(stage.get("adapter") is not None for stage in stages)
 
     def applies(item: Override, stage: dict[str, Any]) -> bool:

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from pyft.config.key_path import KeyPath, parse_path, show_path
-from pyft.config.names import accepts_null, name_of
+from pyft.config.key_path import COMMAND_LINE, KeyPath, name_of, parse_path, show_path
+from pyft.config.schema import accepts_null
 from pyft.config.yaml_text import parse_value
 from pyft.errors import ConfigError
-
-COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True)
@@ -24,14 +22,7 @@ class Override:
 
 
 def parse_overrides(texts: list[str]) -> tuple[list[Override], list[str]]:
-    """Read overrides.
-
-    Args:
-        texts: each `key.sub=value`, the value in YAML.
-
-    Returns:
-        The overrides, and one message for each text that is none.
-    """
+    """Read overrides, each `key.sub=value` with a value in YAML; return them, and what is wrong."""
     overrides: list[Override] = []
     problems: list[str] = []
     for text in texts:
@@ -67,14 +58,9 @@ def _parse(text: str) -> Override:
 
 
 def apply_override(data: dict[str, Any], path: KeyPath, value: Any) -> None:
-    """Set a value in a plain recipe, making the mappings and the next list entry on the way.
+    """Set a copy of a value in a plain recipe, making the mappings and the next list entry on the way.
 
-    Null where the schema has no null takes the key away, so that its default counts.
-
-    Args:
-        data: changed in place.
-        path: where.
-        value: what; copied.
+    Null where the schema has no null removes the key, so that its default counts.
     """
     holder: Any = data
     for depth, (step, following) in enumerate(pairwise(path)):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 
-from pyft.config.foreign import FOREIGN_NAMES, FOREIGN_SOURCE_KEYS, FOREIGN_VALUES
-from pyft.config.hints import hint_for, hint_for_value
 from pyft.config.key_path import parse_path, show_path
+from pyft.config.mistakes import FOREIGN_NAMES_FILE, foreign_names, hint_for, hint_for_value
 from pyft.config.modes import MODES
-from pyft.config.names import accepts_null, known_names
+from pyft.config.schema import accepts_null, known_names
 
 
 @pytest.mark.parametrize(
@@ -56,7 +60,7 @@ def test_foreign_names(name: str, right: str, section: str) -> None:
 def test_the_table_is_sound() -> None:
     leaves = {name[-1] for name in known_names()}
     paths = {show_path(name) for name in known_names()}
-    for name, right in FOREIGN_NAMES.items():
+    for name, right in foreign_names().keys.items():
         assert name not in leaves, f"{name} is a name of pyft's own"
         target = re.sub(r"\[0\]", "", right.split(" ")[0].rstrip(":"))
         assert target == "nothing" or target in paths, f"{name}: {right} is not in the schema"
@@ -64,11 +68,39 @@ def test_the_table_is_sound() -> None:
 
 def test_the_other_tables_are_sound() -> None:
     source = {name[-1] for name in known_names() if name[:-1] == ("data", "train")}
-    assert set(FOREIGN_SOURCE_KEYS.values()) <= source
-    assert not source & set(FOREIGN_SOURCE_KEYS)
-    for name, values in FOREIGN_VALUES.items():
-        allowed = MODES if name == ("mode",) else get_args(known_names()[name].annotation)
-        assert set(values.values()) <= set(allowed) and not set(allowed) & set(values)
+    keys = foreign_names().source_keys
+    assert keys and set(keys.values()) <= source and not source & set(keys)
+    assert set(foreign_names().values) == {"mode", "data.train.format"}
+    for name, values in foreign_names().values.items():
+        allowed = MODES if name == "mode" else get_args(known_names()[tuple(name.split("."))].annotation)
+        assert values and set(values.values()) <= set(allowed) and not set(allowed) & set(values)
+
+
+def test_each_foreign_name_stands_once() -> None:
+    """A word in two lists would be answered with one of them only."""
+    tables = yaml.safe_load(FOREIGN_NAMES_FILE.read_text(encoding="utf-8"))
+    for table in (tables["keys"], tables["source_keys"], *tables["values"].values()):
+        words = [word for listed in table.values() for word in listed]
+        assert len(set(words)) == len(words) and all(isinstance(word, str) for word in words)
+
+
+def test_the_tables_ship_and_are_read_for_a_mistake_only(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["pyft.config"]
+    assert any(FOREIGN_NAMES_FILE.match(pattern) for pattern in patterns)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: {name_or_path: ./m}\ndata: {train: [{path: a}]}\n", encoding="utf-8")
+    script = (
+        "import sys; from pyft.config.load import load_recipe; "
+        "from pyft.config.mistakes import foreign_names; "
+        f"load_recipe({str(recipe)!r}, sys.argv[1:]); print(foreign_names.cache_info().currsize)"
+    )
+    run = [sys.executable, "-c", script]
+    right = subprocess.run(run, cwd=root, capture_output=True, text=True, check=True)
+    assert right.stdout == "0\n"
+    wrong = subprocess.run([*run, "data.cutoff_len=1"], cwd=root, capture_output=True, text=True, check=False)
+    assert "write data.max_length" in wrong.stderr
 
 
 @pytest.mark.parametrize(

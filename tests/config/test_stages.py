@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pyft.config.load import load_recipe
-from pyft.config.merge import deep_merge
+from pyft.config.load import deep_merge, load_recipe
 from pyft.config.yaml_text import dump_yaml
 
 TWO = """\
