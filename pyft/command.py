@@ -9,14 +9,12 @@
         sys.exit(run_command(main, parser))
 
 A mistake becomes one line `error: what (where): how to fix it` on stderr and the exit code of its kind; a
-traceback is printed with `--debug` only. torch is never imported here: its errors are known by the module
-already loaded.
+traceback is printed with `--debug` only. torch is never imported here.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import io
 import os
 import sys
@@ -24,17 +22,17 @@ import traceback
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from pyft.errors import ConfigError, DiskError, OutOfMemory, PyftError
+from pyft.cpus import let_waiting_threads_sleep
+from pyft.disk import is_disk_error
+from pyft.errors import ConfigError, DiskError, PyftError, first_line, out_of_memory
 
 Main = Callable[[argparse.Namespace], int | None]
 
 BROKEN_PIPE_CODE = 141
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
-_MEMORY_PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
 def run_command(main: Main, parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, runs a command and turns whatever it raises into error lines and an exit code.
+    """Parse the command line, run a command, and turn whatever it raises into error lines and an exit code.
 
     Args:
         main: the command; it gets the parsed options and returns its exit code, None meaning 0.
@@ -45,9 +43,7 @@ def run_command(main: Main, parser: argparse.ArgumentParser, argv: Sequence[str]
         The exit code, for `sys.exit`.
     """
     _prepare_streams()
-    # Read by torch's OpenMP when it is loaded. Its threads otherwise spin while they wait, and where another
-    # program shares the cores, a step of a small model then takes ten times as long (measured on 2 cores).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    let_waiting_threads_sleep()
     parser.add_argument("--debug", action="store_true", help="print a traceback with every error")
     parser.error = _refuse_usage  # type: ignore[method-assign]
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -76,7 +72,7 @@ def run_command(main: Main, parser: argparse.ArgumentParser, argv: Sequence[str]
 
 
 def _find_recipe(options: argparse.Namespace) -> argparse.Namespace:
-    """Lets overrides stand before the recipe too: argparse takes the first word for it, whatever it is."""
+    """Let overrides stand before the recipe too: argparse takes the first word for it, whatever it is."""
     words = [getattr(options, "recipe", None), *getattr(options, "overrides", [])]
     if words[0] is not None and _is_override(words[0]):
         found = next((place for place, word in enumerate(words) if not _is_override(word)), 0)
@@ -97,29 +93,14 @@ def _refuse_usage(message: str) -> None:
 
 def _known_error(error: Exception) -> PyftError | None:
     """Give the error of pyft that stands for one of Python's, torch's or the system's."""
-    if _is_out_of_memory(error):
-        asked = str(error).strip().splitlines()
-        detail = asked[0].strip().rstrip(".") if asked else "no memory left"
-        return OutOfMemory(
-            f"out of memory: {detail} (device): lower train.per_device_train_batch_size or data.max_length, "
-            "or set train.gradient_checkpointing: true"
-        )
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        place = error.filename2 or error.filename or "output folder"
-        return DiskError(
-            f"{error.strerror} ({place}): free some space, fix the permissions or write elsewhere"
-        )
-    return None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")
-    torch_error = getattr(torch, "OutOfMemoryError", None)
-    if isinstance(error, MemoryError) or (isinstance(torch_error, type) and isinstance(error, torch_error)):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _MEMORY_PHRASES)
+    if found := out_of_memory(error, "device"):
+        return found
+    if not is_disk_error(error):
+        return None
+    is_system = isinstance(error, OSError) and error.strerror
+    what = error.strerror if is_system else first_line(error)
+    place = (is_system and (error.filename2 or error.filename)) or "output folder"
+    return DiskError(f"{what} ({place}): free some space, fix the permissions or write elsewhere")
 
 
 def _report(messages: list[str], debug: bool) -> None:
@@ -139,7 +120,7 @@ def _one_line(message: str) -> str:
 
 
 def _prepare_streams() -> None:
-    """Lets output appear line by line, and characters that the terminal cannot show not end the command."""
+    """Write line by line, and spell out characters that the terminal cannot show."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from importlib import metadata
 
 from pyft import __version__
 from pyft.command import run_command
+from pyft.cpus import num_usable_cpus
 
 PACKAGES = (
     "transformers",
@@ -55,8 +55,7 @@ def describe() -> Iterator[tuple[str, str]]:
     yield "pyft", __version__
     yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
     yield "platform", f"{platform.system()} {platform.release()} {platform.machine()}"
-    can_ask = hasattr(os, "sched_getaffinity")
-    yield "cpus usable", str(len(os.sched_getaffinity(0)) if can_ask else os.cpu_count())
+    yield "cpus usable", str(num_usable_cpus())
     yield "torch", package_version("torch")
     for name in PACKAGES:
         yield name, package_version(name)

@@ -1,12 +1,19 @@
 """The errors pyft raises on purpose, each with the exit code its command ends with.
 
 An error carries one message or several; each is printed as a line of its own, `error: what (where): how to
-fix it`. Libraries raise these; only `pyft.command` turns them into an exit code.
+fix it`. Every part raises these; only `pyft.command` turns them into an exit code.
+
+Of other people's errors: running out of memory, recognised without importing torch, and the one line that is
+quoted of a message. Those of the disk are in disk.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import errno
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
 
 class PyftError(Exception):
@@ -68,3 +75,50 @@ class Interrupted(PyftError):
         super().__init__(messages)
         self.signal_number = int(signal_number)
         self.exit_code = 128 + self.signal_number
+
+
+# torch's CPU allocator raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory: you tried to
+# allocate 17592186044416 bytes"; some CUDA libraries say "out of memory" in one.
+_MEMORY_TEXT = re.compile(r"out of memory|can(?:'|no)t allocate memory|not enough memory", re.IGNORECASE)
+_ASKED = re.compile(r"tried to allocate ([\d.]+ ?\w+)", re.IGNORECASE)
+
+
+def out_of_memory(error: BaseException, doing: str) -> OutOfMemory | None:
+    """Turn an error into an OutOfMemory where memory is what failed, else give None.
+
+    Args:
+        error: what was raised.
+        doing: what was being done, for the message.
+    """
+    if not _is_of_memory(error):
+        return None
+    asked = _ASKED.search(str(error))
+    return OutOfMemory(
+        f"out of memory{f', {asked[1]} more were asked for' if asked else ''} ({doing}): lower "
+        "train.per_device_train_batch_size or data.max_length, or set train.gradient_checkpointing: true"
+    )
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    torch_error = getattr(sys.modules.get("torch"), "OutOfMemoryError", ())
+    if isinstance(error, (MemoryError, torch_error)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and _MEMORY_TEXT.search(str(error)) is not None
+
+
+@contextlib.contextmanager
+def memory_errors(doing: Callable[[], str]) -> Iterator[None]:
+    """Raise an OutOfMemory, as `out_of_memory` makes it, for each error of memory in the block."""
+    try:
+        yield
+    except Exception as error:
+        if found := out_of_memory(error, doing()):
+            raise found from error
+        raise
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of a message, without the stop at its end; the error's type where it has none."""
+    return str(error).strip().partition("\n")[0].rstrip(" .:") or type(error).__name__

@@ -36,13 +36,14 @@ from pyft.data.chat.chat_template import ChatTemplate
 from pyft.data.prepare import PreparedData, prepare
 from pyft.data.recipe_tokenizer import tokenizer_for
 from pyft.data.show.ledger import format_ledger
+from pyft.disk import replace_file
 from pyft.merge import merge_run
 from pyft.model.adapters import trainable_state
 from pyft.model.generate import add_end_marks
 from pyft.model.layers.fused import describe_fused
 from pyft.model.memory import memory_kind, peak_memory_bytes, reset_peak_memory
 from pyft.model.trained import TrainedWeights
-from pyft.run.files import replace_file
+from pyft.run import layout
 from pyft.run.lock import claim_folder
 from pyft.run.resume import Plan, plan_run
 from pyft.trainer.loop import Trainer
@@ -50,10 +51,6 @@ from pyft.trainer.signals import SignalWatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-CONFIG_NAME = "config.yaml"
-MERGED_NAME = "merged"
-TOKENIZER_NAME = "tokenizer"
 
 
 def run_recipe(recipe: Recipe) -> None:
@@ -138,7 +135,7 @@ class _StageRun:
         """
         if self._stage.adapter is None:
             return str(self._folder)
-        merged = self._folder / MERGED_NAME
+        merged = self._folder / layout.MERGED
         if not merged.exists():
             merge_run(self._folder, self._base, merged, trust_remote_code=self._stage.model.trust_remote_code)
         return str(merged)
@@ -197,12 +194,12 @@ class _StageRun:
         resolved = self._stage.model_dump(mode="json") if staged else copy.deepcopy(self._recipe.resolved)
         resolved["model"]["name_or_path"] = self._base
         if isinstance(resolved["model"]["tokenizer"], dict):
-            built = Path(self._recipe.output_dir) / TOKENIZER_NAME
+            built = Path(self._recipe.output_dir) / layout.TOKENIZER
             self._tokenizer.save_pretrained(built)
             resolved["model"]["tokenizer"] = str(built)
-        _write_yaml(self._folder / CONFIG_NAME, resolved)
+        _write_yaml(self._folder / layout.CONFIG, resolved)
         if staged:
-            _write_yaml(Path(self._recipe.output_dir) / CONFIG_NAME, self._recipe.resolved)
+            _write_yaml(Path(self._recipe.output_dir) / layout.CONFIG, self._recipe.resolved)
 
 
 def _write_yaml(path: Path, content: dict[str, Any]) -> None:

@@ -15,24 +15,29 @@ from pathlib import Path
 _DATA_FOLDERS = ("reading", "rows", "tokenizers", "chat", "encode", "prepared", "batches", "show")
 """The life of a row, in its order: each folder may import those before it."""
 
+_GROUND = {"errors", "disk", "cpus"}
+"""What data and run and the commands all need of the system; of pyft, only errors are under disk."""
+
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "command": {"errors"},
+    "disk": {"errors"},
+    "cpus": set(),
+    "command": _GROUND,
     "config": {"errors"},
     "recipes": {"errors", "command", "config"},
     **{
-        f"data.{folder}": {"errors", "config", *(f"data.{above}" for above in _DATA_FOLDERS[:place])}
+        f"data.{folder}": {*_GROUND, "config", *(f"data.{above}" for above in _DATA_FOLDERS[:place])}
         for place, folder in enumerate(_DATA_FOLDERS)
     },
-    "data": {"errors", "command", "config", "data"},
+    "data": {*_GROUND, "command", "config", "data"},
     "ops": set(),
-    "run": {"errors", "config"},
-    "model": {"errors", "config", "ops", "run"},
+    "run": {*_GROUND, "config"},
+    "model": {*_GROUND, "config", "ops", "run"},
     "tasks": {"errors", "data", "ops", "model.forward", "model.heads"},
-    "trainer": {"errors", "config", "ops", "run"},
-    "chat": {"errors", "command", "config", "data.chat", "model", "run"},
-    "merge": {"errors", "command", "config", "data.chat", "model", "run"},
-    "env": {"errors", "command", "config", "ops"},
+    "trainer": {*_GROUND, "config", "ops", "run"},
+    "chat": {*_GROUND, "command", "config", "data.chat", "model", "run"},
+    "merge": {*_GROUND, "command", "config", "data.chat", "model", "run"},
+    "env": {*_GROUND, "command", "config", "ops"},
 }
 """Part of pyft -> the parts it may import beside itself; the longest name that fits counts. One not here
 (train, stages, assemble) may import any."""
@@ -64,7 +69,7 @@ HEAVY = {
 }
 COMMANDS = ("train", "chat", "merge", "data.__main__", "recipes.__main__", "env")
 """Modules run as `python -m pyft.<command>`."""
-LIGHT = ("errors", "command", "config", "recipes")
+LIGHT = ("errors", "disk", "cpus", "command", "config", "recipes", "run.layout")
 """Parts whose modules load nothing heavy, however far one follows their imports."""
 
 

@@ -50,7 +50,7 @@ def run(error: BaseException | None, *arguments: str) -> int:
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
             4,
-            ["Tried to allocate 2 GiB"],
+            ["2 GiB more were asked for"],
         ),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),

@@ -34,9 +34,10 @@ from pyft.data.prepared.source import (
     describe_tokenizer,
     encode_options,
 )
+from pyft.data.show.colours import wants_colour
 from pyft.data.show.ledger import Counts, make_ledger
 from pyft.data.show.remarks import describe_ledger, describe_no_stop, describe_nothing_left
-from pyft.data.show.samples import format_sample, wants_colour
+from pyft.data.show.samples import format_sample
 from pyft.errors import ConfigError, DataError
 
 

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from pyft.errors import ConfigError
+from pyft.errors import ConfigError, first_line
 from pyft.model.attention import register_packed_attention
 from pyft.model.layers.fused import fuse_activations
 
@@ -95,7 +95,7 @@ def read_config(path: str | os.PathLike[str], *, trust_remote_code: bool = False
             str(folder), local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:
-        raise ConfigError(f"config.json is not usable ({file}): {_first_line(error)}") from error
+        raise ConfigError(f"config.json is not usable ({file}): {first_line(error)}") from error
     if config.is_encoder_decoder:
         raise ConfigError(f"{config.model_type} is an encoder-decoder, not a causal language model ({file})")
     return config
@@ -140,9 +140,7 @@ def config_from_mapping(mapping: Mapping[str, Any]) -> PreTrainedConfig:
     try:
         return AutoConfig.for_model(model_type, **values)
     except Exception as error:
-        raise ConfigError(
-            f"{model_type} refuses the settings (model.config): {_first_line(error)}"
-        ) from error
+        raise ConfigError(f"{model_type} refuses the settings (model.config): {first_line(error)}") from error
 
 
 class _ParametersOnMeta(TorchFunctionMode):
@@ -195,7 +193,7 @@ def _from_config(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code
             raise ConfigError(
                 f"{config.model_type} is not a causal language model (config.json: model_type)"
             ) from error
-        raise ConfigError(f"{config.model_type} cannot be built: {_first_line(error)}") from error
+        raise ConfigError(f"{config.model_type} cannot be built: {first_line(error)}") from error
 
 
 def init_model(
@@ -280,9 +278,3 @@ def _is_known(model_type: object) -> bool:
     from transformers import CONFIG_MAPPING
 
     return isinstance(model_type, str) and model_type in CONFIG_MAPPING
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of another library's message, for a one-line error."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

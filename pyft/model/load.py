@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from pyft.errors import ConfigError, NumericsError
+from pyft.errors import ConfigError, NumericsError, first_line
 from pyft.model.architecture import empty_model, quiet_transformers, read_config, untie_names
 from pyft.model.attention import register_packed_attention
 from pyft.model.layers.fused import fuse_activations
@@ -222,8 +222,7 @@ def _load_whole(path: str | os.PathLike[str], dtype: torch.dtype, trust_remote_c
             **options,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"the weights cannot be loaded ({path}): {first}") from error
+        raise ConfigError(f"the weights cannot be loaded ({path}): {first_line(error)}") from error
     problems = []
     for kind, names in (("missing", info["missing_keys"]), ("unexpected", info["unexpected_keys"])):
         names = sorted(name for name in names if not _ignorable(model, name))

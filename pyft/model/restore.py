@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from pyft.errors import ConfigError
+from pyft.errors import ConfigError, first_line
 from pyft.model.adapters import attach_adapters
 from pyft.model.architecture import DTYPES
 from pyft.model.load import load_model
@@ -80,5 +80,6 @@ def load_result_tokenizer(result: Result) -> Any:
             str(result.tokenizer), local_files_only=True, trust_remote_code=result.trust_remote_code
         )
     except Exception as error:
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ConfigError(f"the tokenizer cannot be loaded ({result.tokenizer}): {first}") from error
+        raise ConfigError(
+            f"the tokenizer cannot be loaded ({result.tokenizer}): {first_line(error)}"
+        ) from error

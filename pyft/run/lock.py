@@ -2,36 +2,38 @@
 
 `claim_folder` makes the folder, sees that it is a run's own and writable, and holds a lock on it until
 closed. The lock is the operating system's (flock): it goes when its process goes, however that ends; the
-file stays. Where a finished run lies, nothing is written at all, not even into the lock file.
+file stays. Where the system has none, the process whose number is in the file has the folder as long as it
+runs. Where a finished run lies, nothing is written at all, not even into the lock file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from pyft.disk import open_for_append, try_lock, write_new_file
 from pyft.errors import ConfigError, DiskError
-from pyft.run.files import open_for_append, write_new_file
+from pyft.run import layout
 
-LOCK_NAME = ".pyft.lock"
-FINISHED_NAME = "finished.json"
-_OWN_NAMES = (LOCK_NAME, "trainer_log.jsonl", FINISHED_NAME)
+_OWN_NAMES = (layout.LOCK, layout.LOG, layout.FINISHED)
 
 
 class RunLock:
     """The lock on a run's folder; a context that lets go at its end."""
 
-    def __init__(self, descriptor: int):
+    def __init__(self, descriptor: int, *, names_holder: bool):
         self._descriptor: int | None = descriptor
+        self._names_holder = names_holder
 
     def release(self) -> None:
-        """Lets go of the folder; calling it again is harmless."""
+        """Let go of the folder; calling it again is harmless."""
         if self._descriptor is not None:
+            if self._names_holder:
+                os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = None
 
@@ -45,16 +47,11 @@ class RunLock:
 
 
 def claim_folder(folder: Path) -> RunLock:
-    """Make a run's folder ready and takes it. One that cannot be made or written is a DiskError.
-
-    Args:
-        folder: the output folder; it and its parents are made when absent.
-
-    Returns:
-        The lock, held until it is released or the process ends.
+    """Make a run's folder, and its parents, where absent, and take it until the lock is released.
 
     Raises:
-        ConfigError: another process has the folder. So is one that is no folder, or holds foreign things.
+        ConfigError: another process has the folder, it is none, or it holds other things than a run's.
+        DiskError: it cannot be made or written.
     """
     with _folder_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,11 +59,11 @@ def claim_folder(folder: Path) -> RunLock:
         is_finished = _holds_finished_run(folder)
         if not is_finished:
             _check_writable(folder)
-        descriptor = _open_lock(folder / LOCK_NAME, read_only=is_finished)
-        is_taken = not _try_lock(descriptor)
+        descriptor = _open_lock(folder / layout.LOCK, read_only=is_finished)
+        is_taken = not _take(descriptor, folder / layout.LOCK)
     if is_taken:
         os.close(descriptor)
-        holder = (folder / LOCK_NAME).read_text(errors="replace").strip()
+        holder = (folder / layout.LOCK).read_text(errors="replace").strip()
         raise ConfigError(
             f"another process {f'(pid {holder}) ' if holder else ''}is writing there "
             f"(train.output_dir {folder}): wait for it, or choose another folder"
@@ -74,18 +71,11 @@ def claim_folder(folder: Path) -> RunLock:
     if not is_finished:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
-    return RunLock(descriptor)
+    return RunLock(descriptor, names_holder=not is_finished)
 
 
 def check_own(folder: Path) -> None:
-    """Refuses a folder with foreign things in it, so that no run is mixed into somebody's files.
-
-    Args:
-        folder: an existing folder, or what stands in its place.
-
-    Raises:
-        ConfigError: it is not empty and has no trace of a run, or is no folder.
-    """
+    """Refuse, with a ConfigError, what is no folder, and a folder that holds files but no trace of a run."""
     if not folder.is_dir():
         raise ConfigError(f"is not a folder (train.output_dir {folder}): choose another")
     names = sorted(entry.name for entry in folder.iterdir())
@@ -97,13 +87,13 @@ def check_own(folder: Path) -> None:
 
 
 def _holds_finished_run(folder: Path) -> bool:
-    """Tells whether a run, or a stage of one, ended here: then nothing is touched, not even the lock file."""
-    return (folder / FINISHED_NAME).exists() or any(folder.glob(f"*/{FINISHED_NAME}"))
+    """Tell whether a run, or a stage of one, ended here: then nothing is touched, not even the lock file."""
+    return (folder / layout.FINISHED).exists() or any(folder.glob(f"*/{layout.FINISHED}"))
 
 
 def _open_lock(path: Path, *, read_only: bool) -> int:
     if read_only and path.is_file():
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     return open_for_append(path)
 
 
@@ -115,19 +105,29 @@ def _check_writable(folder: Path) -> None:
         probe.unlink(missing_ok=True)
 
 
-def _try_lock(descriptor: int) -> bool:
+def _take(descriptor: int, path: Path) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return try_lock(descriptor)
     except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        raise
+        if error.errno != errno.ENOTSUP:
+            raise
+    holder = path.read_text(errors="replace").strip()
+    return not holder.isdecimal() or not _is_running(int(holder))
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # another user's
     return True
 
 
 @contextlib.contextmanager
 def _folder_errors(folder: Path) -> Iterator[None]:
-    """Says which of the user's choices an error of the system is about."""
+    """Say which of the user's choices an error of the system is about."""
     try:
         yield
     except (FileExistsError, NotADirectoryError) as error:

@@ -15,10 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyft.run.files import disk_errors, open_for_append
-
-LOG_NAME = "trainer_log.jsonl"
-SAMPLES_NAME = "samples.jsonl"
+from pyft.disk import disk_errors, open_for_append
 
 
 class JsonLog:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pyft.errors import ConfigError
-from pyft.run.checkpoint import MANIFEST_NAME, OPTIMIZER_NAME, STATE_NAME, list_checkpoints, problems
-from pyft.run.lock import FINISHED_NAME
-from pyft.run.log import LOG_NAME
+from pyft.run import layout
+from pyft.run.checkpoint import problems
+from pyft.run.layout import list_checkpoints
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def plan_run(
         return Plan(whole, total_steps)
     finished = read_finished(folder)
     if finished is not None:
-        _compare(finished["identity"], whole, folder / FINISHED_NAME)
+        _compare(finished["identity"], whole, folder / layout.FINISHED)
         if finished["step"] >= total_steps:
             said = f"the run in {folder} is finished ({finished['step']} steps): nothing to do"
             return Plan(whole, total_steps, finished=finished, messages=(said,))
@@ -96,7 +96,7 @@ def read_finished(folder: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: the file is not what a run writes.
     """
-    path = folder / FINISHED_NAME
+    path = folder / layout.FINISHED
     try:
         finished = json.loads(path.read_bytes())
         return {**finished, "step": int(finished["step"]), "identity": dict(finished["identity"])}
@@ -109,7 +109,7 @@ def read_finished(folder: Path) -> dict[str, Any] | None:
 
 
 def _go_on(checkpoint: Path, messages: list[str], identity: dict[str, Any], total_steps: int) -> Plan:
-    state = json.loads((checkpoint / STATE_NAME).read_bytes())
+    state = json.loads((checkpoint / layout.TRAINER_STATE).read_bytes())
     _compare(state["identity"], identity, checkpoint)
     if state["step"] > total_steps:
         raise ConfigError(
@@ -149,7 +149,7 @@ def _explicit(path: Path) -> tuple[Path, list[str]]:
     where = f"(train.resume_from_checkpoint {path})"
     if not path.is_dir():
         raise ConfigError(f"no such checkpoint {where}: give a checkpoint's folder, `auto` or null")
-    if not (path / MANIFEST_NAME).exists() and list_checkpoints(path):
+    if not (path / layout.MANIFEST).exists() and list_checkpoints(path):
         checkpoint, messages = _newest_whole(path)
         assert checkpoint is not None  # there are some, so one is whole or an error was raised
         return checkpoint, messages
@@ -162,15 +162,15 @@ def _explicit(path: Path) -> tuple[Path, list[str]]:
 
 def _refuse_lost_optimizer(checkpoint: Path, found: list[str]) -> None:
     """An optimizer file that is gone was removed by somebody, who has to be told: no older step instead."""
-    if f"missing: {OPTIMIZER_NAME}" in found:
-        raise ConfigError(f"{OPTIMIZER_NAME} is missing ({checkpoint}): put it back, or remove that folder")
+    if f"missing: {layout.OPTIMIZER}" in found:
+        raise ConfigError(f"{layout.OPTIMIZER} is missing ({checkpoint}): put it back, or remove that folder")
 
 
 def _refuse_existing(folder: Path) -> None:
-    log = folder / LOG_NAME
+    log = folder / layout.LOG
     if (
         list_checkpoints(folder)
-        or (folder / FINISHED_NAME).exists()
+        or (folder / layout.FINISHED).exists()
         or (log.is_file() and log.stat().st_size > 0)
     ):
         raise ConfigError(

@@ -23,13 +23,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import nn
 
-from pyft.errors import DataError, Interrupted, NumericsError
+from pyft.errors import DataError, Interrupted, NumericsError, memory_errors
 from pyft.run.faults import Faults
 from pyft.run.log import perplexity
 from pyft.run.resume import Plan
 from pyft.trainer.console import Console
 from pyft.trainer.evaluate import EvaluationStopped, ask, evaluating, validation_loss
-from pyft.trainer.memory import memory_errors
 from pyft.trainer.optim import Optimizer, learning_rate_at
 from pyft.trainer.record import Boundary, Progress, RunRecord
 from pyft.trainer.rng import seed_everything

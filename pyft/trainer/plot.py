@@ -7,13 +7,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pyft.run.files import replace_file
-
-PLOT_NAME = "training_loss.png"
+from pyft.disk import replace_file
 
 
 def plot_loss(path: Path, rows: list[dict[str, Any]]) -> str | None:
-    """Draws the curves and puts the picture in place.
+    """Draw the curves and put the picture in place.
 
     Args:
         path: the picture's file.

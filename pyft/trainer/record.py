@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pyft.disk import replace_file, write_new_file
 from pyft.run import checkpoint as checkpoints
+from pyft.run import layout
 from pyft.run.faults import Faults
-from pyft.run.files import replace_file, write_new_file
-from pyft.run.lock import FINISHED_NAME
-from pyft.run.log import LOG_NAME, SAMPLES_NAME, JsonLog, read_rows
+from pyft.run.log import JsonLog, read_rows
 from pyft.run.resume import Plan
 from pyft.trainer.optim import Optimizer
-from pyft.trainer.plot import PLOT_NAME, plot_loss
+from pyft.trainer.plot import plot_loss
 from pyft.trainer.rng import rng_state, same_rng_after, set_rng_state
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ class RunRecord:
         self._limit = save_total_limit
         self._faults = Faults()
         self._last_saved: Path | None = None
-        self._rows = JsonLog(folder / LOG_NAME)
-        self._samples = JsonLog(folder / SAMPLES_NAME)
-        self._logs = {LOG_NAME: self._rows, SAMPLES_NAME: self._samples}
+        self._rows = JsonLog(folder / layout.LOG)
+        self._samples = JsonLog(folder / layout.SAMPLES)
+        self._logs = {layout.LOG: self._rows, layout.SAMPLES: self._samples}
 
     def begin(self, optimizer: Optimizer, load_weights: LoadWeights) -> tuple[Progress, bool]:
         """Make the folder ready, and restores weights, optimizer, generators and logs from the plan's
@@ -89,7 +89,7 @@ class RunRecord:
             Where the run is, and whether an evaluation is due there before the next step.
         """
         checkpoints.remove_leftovers(self._folder)
-        (self._folder / FINISHED_NAME).unlink(missing_ok=True)
+        (self._folder / layout.FINISHED).unlink(missing_ok=True)
         source, state = self._plan.checkpoint, self._plan.state
         if source is None:
             for log in self._logs.values():
@@ -103,8 +103,8 @@ class RunRecord:
                 if not log.cut(state["log_bytes"][name]):
                     self._note(f"warning: {name} is not as the checkpoint knew it: rows are lost")
         load_weights(source)
-        optimizer.load(source / checkpoints.OPTIMIZER_NAME)
-        set_rng_state(load_file(source / checkpoints.RNG_NAME))
+        optimizer.load(source / layout.OPTIMIZER)
+        set_rng_state(load_file(source / layout.RNG_STATE))
         return Progress(**state["progress"]), state["pending"]
 
     def write_row(self, row: dict[str, Any]) -> None:
@@ -145,7 +145,7 @@ class RunRecord:
         Returns:
             The checkpoint.
         """
-        if self._last_saved is not None and checkpoints.step_of(self._last_saved) == progress.step:
+        if self._last_saved is not None and layout.checkpoint_step(self._last_saved) == progress.step:
             return self._last_saved
         state = {
             "stage": self._stage,
@@ -160,10 +160,10 @@ class RunRecord:
             log.sync()
         writers = (
             save_weights,
-            lambda folder: optimizer.save(folder / checkpoints.OPTIMIZER_NAME),
-            lambda folder: save_file(boundary.rng, folder / checkpoints.RNG_NAME),
+            lambda folder: optimizer.save(folder / layout.OPTIMIZER),
+            lambda folder: save_file(boundary.rng, folder / layout.RNG_STATE),
             lambda folder: write_new_file(
-                folder / checkpoints.STATE_NAME, json.dumps(state, indent=1).encode()
+                folder / layout.TRAINER_STATE, json.dumps(state, indent=1).encode()
             ),
         )
         with same_rng_after():
@@ -184,10 +184,10 @@ class RunRecord:
         """
         if save_result is not None:
             checkpoints.publish(self._folder, save_result, needed_bytes=optimizer.weight_bytes)
-        if problem := plot_loss(self._folder / PLOT_NAME, read_rows(self._folder / LOG_NAME)):
+        if problem := plot_loss(self._folder / layout.PLOT, read_rows(self._folder / layout.LOG)):
             self._note(f"warning: {problem}")
         ended = {"stage": self._stage, **asdict(progress), "identity": self._plan.identity}
-        replace_file(self._folder / FINISHED_NAME, json.dumps(ended, indent=1, ensure_ascii=False).encode())
+        replace_file(self._folder / layout.FINISHED, json.dumps(ended, indent=1, ensure_ascii=False).encode())
 
     def close(self) -> None:
         """Close the logs."""

@@ -12,7 +12,8 @@ from toy import same_run, toy_run, toy_trainer
 
 from pyft.errors import DiskError
 from pyft.run import checkpoint as checkpoints
-from pyft.run.checkpoint import list_checkpoints, problems, rotate, write_checkpoint
+from pyft.run.checkpoint import problems, rotate, write_checkpoint
+from pyft.run.layout import list_checkpoints
 
 
 def write(folder, step, text="weights", needed_bytes=100, **options):

@@ -7,13 +7,14 @@ import pytest
 from toy import toy_run
 
 from pyft.errors import ConfigError, DiskError
-from pyft.run.lock import LOCK_NAME, claim_folder
+from pyft.run.layout import LOCK
+from pyft.run.lock import claim_folder
 
 
 def test_folder_and_parents_are_made_and_held(tmp_path):
     folder = tmp_path / "a b" / "输出"
     with claim_folder(folder):
-        assert (folder / LOCK_NAME).read_text().strip() == str(os.getpid())
+        assert (folder / LOCK).read_text().strip() == str(os.getpid())
         with pytest.raises(ConfigError, match=rf"pid {os.getpid()}\) is writing there .*输出"):
             claim_folder(folder)
     claim_folder(folder).release()
@@ -40,7 +41,7 @@ def test_own_folder_is_taken_again(tmp_path):
     claim_folder(tmp_path).release()
     (tmp_path / "config.yaml").write_text("mode: sft")
     claim_folder(tmp_path).release()
-    (tmp_path / LOCK_NAME).unlink()
+    (tmp_path / LOCK).unlink()
     (tmp_path / "trainer_log.jsonl").write_text("")
     claim_folder(tmp_path).release()
 
@@ -68,7 +69,7 @@ def test_lock_file_that_is_a_link_is_refused(tmp_path):
     (tmp_path / "victim").write_text("mine")
     run = tmp_path / "run"
     run.mkdir()
-    (run / LOCK_NAME).symlink_to(tmp_path / "victim")
+    (run / LOCK).symlink_to(tmp_path / "victim")
     with pytest.raises(DiskError, match="symbolic link"):
         claim_folder(run)
     assert (tmp_path / "victim").read_text() == "mine"
@@ -79,8 +80,8 @@ def test_finished_run_is_locked_without_a_trace(tmp_path, below):
     folder = tmp_path / "run"
     claim_folder(folder).release()
     toy_run(folder / below, settings={"max_steps": 1}, questions=False)
-    (folder / LOCK_NAME).write_text("1\n")
+    (folder / LOCK).write_text("1\n")
     before = {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
-    with claim_folder(folder), open(folder / LOCK_NAME) as file, pytest.raises(BlockingIOError):
+    with claim_folder(folder), open(folder / LOCK) as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before

@@ -9,7 +9,8 @@ import torch
 from toy import rows, same_run, toy_run, toy_trainer, trained
 
 from pyft.errors import ConfigError
-from pyft.run.checkpoint import list_checkpoints, problems
+from pyft.run.checkpoint import problems
+from pyft.run.layout import list_checkpoints
 from pyft.trainer.settings import MAY_CHANGE, TrainSettings
 
 

@@ -10,7 +10,8 @@ import pytest
 from toy import ToyModel, ToySource, greedy, rows, same_run, toy_trainer
 
 from pyft.errors import Interrupted
-from pyft.run.checkpoint import list_checkpoints, problems
+from pyft.run.checkpoint import problems
+from pyft.run.layout import list_checkpoints
 from pyft.trainer.signals import SignalWatch
 
 SLOW_MS = 60

@@ -13,12 +13,11 @@ import pytest
 import torch
 from toy import rows, same_run, toy_run
 
-from pyft.errors import ConfigError, DiskError
+from pyft.disk import disk_error, replace_file
+from pyft.errors import ConfigError, DiskError, out_of_memory
 from pyft.run.faults import Faults
-from pyft.run.files import disk_error, replace_file
 from pyft.run.log import JsonLog, read_rows
 from pyft.trainer import trackers
-from pyft.trainer.memory import out_of_memory
 from pyft.trainer.plot import plot_loss
 from pyft.trainer.rng import rng_state, same_rng_after, seed_everything, set_rng_state
 

@@ -11,7 +11,6 @@ entry that does not fit its own description is made again. Entries that nobody u
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pyft.data.prepared.store import INDEX_NAME, SAMPLES_NAME, SampleStore
+from pyft.disk import is_disk_error, sync, try_lock
 from pyft.errors import DiskError
 
 ENTRY_NAME = "entry.json"
@@ -131,6 +131,8 @@ class SampleCache:
             try:
                 _describe(staging, build(staging))
             except OSError as error:
+                if not is_disk_error(error):
+                    raise
                 raise DiskError(
                     f"the prepared data cannot be written: {error.strerror or error} ({self._folder}): free "
                     "some space there, or set data.cache_dir or PYFT_CACHE_DIR"
@@ -163,7 +165,7 @@ def _staging(parent: Path) -> Iterator[Path]:
     try:
         with open(folder / _LOCK_NAME, "wb") as lock:
             with contextlib.suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try_lock(lock.fileno())
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -176,10 +178,7 @@ def _is_abandoned(staging: Path) -> bool:
         return False
     try:
         with open(staging / _LOCK_NAME, "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
+            return try_lock(lock.fileno())
     except OSError:
         return age > _STALE_DAYS * _DAY_SECONDS
 
@@ -203,23 +202,15 @@ def _publish(staging: Path, folder: Path) -> Path:
 def _describe(folder: Path, content: dict[str, Any]) -> None:
     """Write the description of a store, after the store is on the disk."""
     for name in (SAMPLES_NAME, INDEX_NAME):
-        _sync(folder / name)
+        sync(folder / name)
     description = {
         "sizes": {name: (folder / name).stat().st_size for name in (SAMPLES_NAME, INDEX_NAME)},
         "index_sha256": hashlib.sha256((folder / INDEX_NAME).read_bytes()).hexdigest(),
         "content": content,
     }
     (folder / ENTRY_NAME).write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
-    _sync(folder / ENTRY_NAME)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder / ENTRY_NAME)
+    sync(folder)
 
 
 def _open(folder: Path, paths: Sequence[str]) -> tuple[SampleStore, dict[str, Any]] | None:

@@ -8,13 +8,13 @@ The same chunks are encoded by the same code whatever the number of workers, so 
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pyft.config.schema import DataSource
+from pyft.cpus import num_usable_cpus
 from pyft.data.prepared.chunk import ChunkEncoder, EncodedChunk
 from pyft.data.prepared.pool import WorkerPool
 from pyft.data.reading.chunks import RawChunk, read_chunks
@@ -52,7 +52,7 @@ def choose_num_workers(given: int | None, files: Sequence[DataFile]) -> int:
         return given
     if sum(file.size_bytes for file in files) < _SMALL_BYTES:
         return 0
-    return min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    return min(num_usable_cpus(), _MOST_WORKERS)
 
 
 def encode_files(

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyft.config.schema import DataSource
-from pyft.data.reading.source_file import HUB_PREFIX, Compression, DataFile, Kind, describe_os_error
+from pyft.config.values import HUB_PREFIX
+from pyft.data.reading.source_file import Compression, DataFile, Kind, describe_os_error
 from pyft.errors import DataError
 
 KINDS: dict[str, Kind] = {

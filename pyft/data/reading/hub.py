@@ -10,9 +10,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from pyft.data.reading.source_file import HUB_PREFIX, DataFile
+from pyft.config.values import HUB_PREFIX
+from pyft.data.reading.source_file import DataFile
 from pyft.data.reading.tables import without_nulls
-from pyft.errors import DataError
+from pyft.errors import DataError, first_line
 
 
 def read_hub(file: DataFile) -> Iterator[tuple[Any, str | None]]:
@@ -73,9 +74,8 @@ def _name(file: DataFile) -> str:
 
 
 def _describe(file: DataFile, error: Exception) -> str:
-    first_line = (str(error).strip().partition("\n")[0] or type(error).__name__).rstrip(".:")
     which = f"{file.path} (name {file.name}, split {file.split})" if file.name else file.path
     return (
-        f"{which}: the data set cannot be read ({first_line}): check its name and split and the network, or "
-        "download its files and name their folder"
+        f"{which}: the data set cannot be read ({first_line(error)}): check its name and split and the "
+        "network, or download its files and name their folder"
     )

@@ -11,9 +11,6 @@ Kind = Literal["jsonl", "json", "txt", "csv", "parquet", "arrow", "hub"]
 Compression = Literal["gzip", "zstd"]
 
 
-HUB_PREFIX = "hf://"
-
-
 @dataclass(frozen=True)
 class DataFile:
     """One file of rows. For the hub, `path` is `hf://owner/name`; `name` and `split` are for it alone."""

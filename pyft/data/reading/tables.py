@@ -20,7 +20,7 @@ from typing import Any
 
 from pyft.data.reading.json_lines import check_encoding
 from pyft.data.reading.source_file import DataFile, open_file
-from pyft.errors import DataError
+from pyft.errors import DataError, first_line
 
 ROWS_AT_A_TIME = 1000
 LONGEST_CELL = 1 << 28
@@ -66,9 +66,9 @@ def _read_batches(file: DataFile, batches: Iterator[Any]) -> Iterator[Any]:
     except damage as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        what = str(error).strip().partition("\n")[0].rstrip(".")
         raise DataError(
-            f"{file.path}: is no whole {file.kind} file ({what}): write it again, or download it again"
+            f"{file.path}: is no whole {file.kind} file ({first_line(error)}): write it again, or "
+            "download it again"
         ) from error
 
 

@@ -10,31 +10,20 @@ steer a terminal.
 
 from __future__ import annotations
 
-import os
-import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 from pyft.data.encode.sample import IGNORED, Sample
+from pyft.data.show.colours import DIM, GREEN, RED, paint
 
 if TYPE_CHECKING:
     from pyft.data.batches.collate import Batch
 
-_GREEN, _DIM, _RED, _RESET = "\x1b[32m", "\x1b[2m", "\x1b[31m", "\x1b[0m"
 _LONGEST_CHARACTERS = 2000
 _LONGEST_CUT_CHARACTERS = 400
 _LONGEST_CHARACTERS_IN_PACK = 300
-
-
-def wants_colour() -> bool:
-    """Say whether standard output is a terminal that may be coloured.
-
-    Returns:
-        False for a pipe or file, or where NO_COLOR is set.
-    """
-    return sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def format_sample(sample: Sample, tokenizer: Any, *, colour: bool, cut_text: str = "") -> str:
@@ -58,7 +47,7 @@ def format_sample(sample: Sample, tokenizer: Any, *, colour: bool, cut_text: str
     if cut_text:
         shown = _escape_all(cut_text[:_LONGEST_CUT_CHARACTERS])
         more = f"... ({len(cut_text)} characters)" if len(cut_text) > _LONGEST_CUT_CHARACTERS else ""
-        body += f"{_RED}{shown}{more}{_RESET}" if colour else f"⟪{shown}{more}⟫"
+        body += paint(shown + more, RED) if colour else f"⟪{shown}{more}⟫"
     return "\n".join([*lines, body])
 
 
@@ -150,7 +139,7 @@ def _mark(sample: Sample, tokenizer: Any, colour: bool, longest: int) -> tuple[s
         if not shown:
             continue
         if colour:
-            body += f"{_GREEN if is_trained else _DIM}{shown}{_RESET}"
+            body += paint(shown, GREEN if is_trained else DIM)
         else:
             body += f"⟦{shown}⟧" if is_trained else shown
     return body, written

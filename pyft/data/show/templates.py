@@ -14,10 +14,10 @@ from pyft.data.chat.rendering import Rendered, Tools
 from pyft.data.chat.sandbox import TemplateFailure
 from pyft.data.chat.sources import builtin_template
 from pyft.data.rows.row import Message
+from pyft.data.show.colours import DIM, GREEN, paint
 from pyft.data.tokenizers.view import TokenizerView
 from pyft.errors import ConfigError
 
-_GREEN, _DIM, _RESET = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 _BOS, _EOS = "<s>", "</s>"
 
 _TALK = [
@@ -121,13 +121,13 @@ def _show(template: ChatTemplate, talk: list[Message], tools: Tools, colour: boo
 
 
 def _mark(rendered: Rendered, colour: bool) -> str:
-    opening, closing = (_GREEN, _RESET) if colour else ("⟦", "⟧")
     text = rendered.text.rstrip("\n")
     shown, done = "", 0
     for start, end in [*rendered.spans, (len(text), len(text))]:
         around, answer = _escape(text[done:start]), _escape(text[start:end])
-        shown += f"{_DIM}{around}{_RESET}" if colour and around else around
-        shown += f"{opening}{answer}{closing}" if answer else ""
+        shown += paint(around, DIM) if colour and around else around
+        if answer:
+            shown += paint(answer, GREEN) if colour else f"⟦{answer}⟧"
         done = end
     return shown
 

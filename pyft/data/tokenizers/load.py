@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pyft.data.tokenizers.bpe import is_sentencepiece, load_sentencepiece, read_tokenizer_config, train_bpe
-from pyft.errors import ConfigError
+from pyft.errors import ConfigError, first_line
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -52,7 +52,6 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
             path, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
-        first_line = str(error).strip().partition("\n")[0]
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise ConfigError(
                 f"model.trust_remote_code: the tokenizer in {path} brings its own Python code: read that "
@@ -60,7 +59,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
                 "write model.trust_remote_code: true, or name another tokenizer with model.tokenizer"
             ) from error
         raise ConfigError(
-            f"model.tokenizer: no tokenizer can be loaded from {path} ({first_line}): check it"
+            f"model.tokenizer: no tokenizer can be loaded from {path} ({first_line(error)}): check it"
         ) from error
     if not tokenizer.is_fast:
         raise ConfigError(

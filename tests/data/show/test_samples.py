@@ -7,13 +7,13 @@ from pyft.data.chat.bind import get_template
 from pyft.data.encode.rows import encode_conversation
 from pyft.data.encode.sample import Sample
 from pyft.data.rows.row import Message
+from pyft.data.show.colours import wants_colour
 from pyft.data.show.samples import (
     format_pack,
     format_sample,
     samples_of_batch,
     spelled_text,
     split_by_training,
-    wants_colour,
 )
 
 
