@@ -15,8 +15,6 @@ import yaml
 QUESTION = "世界最高峰是什么峰？"
 ANSWER = "珠穆朗玛峰"
 
-pytestmark = pytest.mark.slow
-
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, *arguments]

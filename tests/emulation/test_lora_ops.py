@@ -12,9 +12,6 @@ from pyft.ops import reference
 from pyft.ops.dropout import draw_seed, dropout_mask
 from pyft.ops.lora import lora_linear
 
-# The kernels' own tests try every order of threads; here one is enough.
-pytestmark = pytest.mark.parametrize("kernels", [1], indirect=True, ids=["seed1"])
-
 DTYPES = [torch.float32, torch.bfloat16]
 SCALING = 0.25
 NAMES = ("y", "dX", "dA", "dB")

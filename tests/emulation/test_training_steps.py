@@ -54,7 +54,6 @@ def on_the_cpu(request, tmp_path_factory):
     return folder, *DTYPES[request.param], torch.load(folder / RESULTS)
 
 
-@pytest.mark.parametrize("kernels", [0], indirect=True, ids=["seed0"])
 def test_steps_are_those_of_the_cpu(on_the_cpu, emulated_ops):
     folder, dtype, loss_tolerance, tolerance, (losses, adapters) = on_the_cpu
     found, trained = train(folder, dtype)
