@@ -1,9 +1,10 @@
-"""lora_linear against float64 autograd on both kinds of base, and what dropout promises."""
+"""lora_linear against float64 autograd on every kind of base, and what dropout promises."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from backends import CPU, GPU, Backend, capture, on_backends, on_gpu, run_late
 from numerics import assert_close_to_reference, poisoned_empty
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -11,108 +12,138 @@ from torch.utils.checkpoint import checkpoint
 from pyft.ops import native, reference
 from pyft.ops.dropout import draw_seed, dropout_mask
 from pyft.ops.lora import lora_linear
-from pyft.ops.nf4 import NF4Weight, nf4_dequantize, nf4_quantize
 
 DTYPES = [torch.float32, torch.bfloat16]
 SCALING = 0.25
-
-
-def random(*shape: int, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+NAMES = ("y", "dX", "dA", "dB")
 
 
 class Layer:
-    """Random inputs of one call: x [T, K], base [N, K] of either kind, A [R, K], B [N, R], bias [N]."""
+    """Random inputs of one call: x [T, K], base [N, K], A [R, K], B [N, R], bias [N].
+
+    `dense` is the base as numbers.
+    """
 
     def __init__(
-        self, num_tokens: int, out_features: int, in_features: int, rank: int = 4, *, base: str = "dense",
+        self, backend: Backend, tokens: int, rows: int, columns: int, rank: int = 4, *, base: str = "dense",
         dtype: torch.dtype = torch.float32, bias: bool = True,
     ) -> None:  # fmt: skip
-        self.dtype = dtype
-        self.x = random(num_tokens, in_features, seed=1, dtype=dtype).requires_grad_()
-        dense = random(out_features, in_features, seed=2, scale=in_features**-0.5, dtype=dtype)
-        self.base: Tensor | NF4Weight = dense if base == "dense" else nf4_quantize(dense)
-        self.dense = dense if base == "dense" else nf4_dequantize(self.base, dtype)
-        self.A = random(rank, in_features, seed=3, scale=in_features**-0.5).requires_grad_()
-        self.B = random(out_features, rank, seed=4).requires_grad_()
-        self.bias = random(out_features, seed=5, dtype=dtype) if bias else None
-        self.grad_y = random(num_tokens, out_features, seed=6, dtype=dtype)
+        draw, self.backend = backend.random, backend
+        self.x = draw(tokens, columns, seed=1, dtype=dtype)
+        weight = draw(rows, columns, seed=2, scale=columns**-0.5, dtype=dtype, trained=False)
+        self.base, self.dense = weight, weight
+        if base != "dense":
+            quantized = reference.nf4_quantize(weight.cpu().float(), double_quant=base == "nf4 nested")
+            self.dense = reference.nf4_dequantize(quantized, dtype).to(backend.device)
+            parts = (None if part is None else part.to(backend.device) for part in quantized[:5])
+            self.base = quantized._make((*parts, quantized.shape))
+        self.A = draw(rank, columns, seed=3, scale=columns**-0.5)
+        self.B = draw(rows, rank, seed=4)
+        self.bias = draw(rows, seed=5, dtype=dtype, trained=False) if bias else None
+        self.grad_y = draw(tokens, rows, seed=6, dtype=dtype, trained=False)
 
-    def run(self, dropout: float = 0.0) -> list[Tensor]:
-        """Value, dX, dA, dB of the operation."""
-        y = lora_linear(self.x, self.base, self.A, self.B, scaling=SCALING, dropout=dropout, bias=self.bias)
-        return [y.detach(), *torch.autograd.grad(y, (self.x, self.A, self.B), self.grad_y)]
+    def run(self, dropout: float = 0.0, x: Tensor | None = None) -> list[Tensor]:
+        torch.manual_seed(11)
+        x = self.x if x is None else x
+        y = lora_linear(x, self.base, self.A, self.B, scaling=SCALING, dropout=dropout, bias=self.bias)
+        return [y.detach(), *torch.autograd.grad(y, (x, self.A, self.B), self.grad_y)]
 
-    def run_reference(self, dtype: torch.dtype | None, dropout: float = 0.0, mask: Tensor | None = None):
-        """The same in plain torch, in `dtype` or in the layer's own dtypes."""
-
-        def leaf(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(dtype or tensor.dtype).requires_grad_()
-
-        x, lora_A, lora_B = leaf(self.x), leaf(self.A), leaf(self.B)
-        weight = self.dense.to(dtype or self.dtype)
-        bias = None if self.bias is None else self.bias.to(dtype or self.dtype)
-        y = reference.lora_linear(
-            x, weight, lora_A, lora_B, scaling=SCALING, dropout=dropout, mask=mask, bias=bias
-        )
-        return [y.detach(), *torch.autograd.grad(y, (x, lora_A, lora_B), self.grad_y.to(y.dtype))]
+    def run_reference(self, dtype: torch.dtype | None, dropout: float) -> list[Tensor]:
+        """In plain torch, in `dtype` or in the layer's own dtypes, with the mask of `run`."""
+        torch.manual_seed(11)
+        mask = dropout_mask(self.x.shape, dropout, draw_seed()).to(self.x.device) if dropout else None
+        x, A, B = (t.detach().to(dtype or t.dtype).requires_grad_() for t in (self.x, self.A, self.B))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        weight = self.dense.to(x.dtype)
+        y = reference.lora_linear(x, weight, A, B, scaling=SCALING, dropout=dropout, mask=mask, bias=bias)
+        return [y.detach(), *torch.autograd.grad(y, (x, A, B), self.grad_y.to(y.dtype))]
 
     def assert_equals_reference(self, dropout: float = 0.0) -> None:
-        """Compare value and gradients, with the mask that the call's seed stands for."""
-        torch.manual_seed(11)
-        mask = dropout_mask(self.x.shape, dropout, draw_seed()) if dropout else None
-        torch.manual_seed(11)
-        ours = self.run(dropout)
-        expected = self.run_reference(torch.float64, dropout, mask)
-        torchs = self.run_reference(None, dropout, mask)
-        for name, *results in zip(("y", "dX", "dA", "dB"), ours, expected, torchs, strict=True):
-            assert_close_to_reference(*results, name=name)
+        # On a GPU, torch has all of it in one dtype.
+        own = self.x.dtype if self.backend.name == "cuda" else None
+        results = (
+            self.run(dropout),
+            self.run_reference(torch.float64, dropout),
+            self.run_reference(own, dropout),
+        )
+        for name, ours, exact, torchs in zip(NAMES, *results, strict=True):
+            assert_close_to_reference(ours, exact, torchs.to(ours.dtype), name=name)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("base", ["dense", "nf4"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("num_tokens", "out_features", "in_features", "rank"),
-    [(1, 64, 64, 8), (19, 130, 67, 3), (423, 97, 131, 16), (7, 1, 1, 1), (2, 300, 5, 70)],
+# (T, N, K, R): one token; few; more than a tile; sizes that NF4's kernel for few tokens takes, and others.
+@on_backends(
+    "tokens, rows, columns, rank",
+    (1, 132, 192, 8),
+    (19, 70, 67, 1),
+    (70, 130, 64, 16),
+    (33, 64, 128, 33),
+    (7, 24, 40, 64),
+    (2, 9, 5, 70),
+    (7, 1, 1, 1),
+    cpu=[(1, 64, 64, 8), (19, 130, 67, 3), (423, 97, 131, 16), (2, 300, 5, 70), (1100, 270, 530, 5)],
+    cuda=[
+        (1, 512, 1024, 16),
+        (19, 70, 67, 8),
+        (70, 1000, 640, 33),
+        (515, 1536, 2048, 64),
+        (300, 130, 257, 150),
+    ],
 )
-def test_equals_float64(num_tokens, out_features, in_features, rank, dtype, base, dropout):
-    Layer(num_tokens, out_features, in_features, rank, base=base, dtype=dtype).assert_equals_reference(
-        dropout
-    )
-
-
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_more_tokens_and_columns_than_one_tile(dropout):
-    Layer(1100, 270, 530, 5, base="nf4", bias=False).assert_equals_reference(dropout)
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("base", ["dense", "nf4"])
-def test_empty_batch(base, dropout, monkeypatch):
-    layer = Layer(0, 40, 24, base=base)
-    poisoned_empty(monkeypatch)
-    y, grad_x, grad_A, grad_B = layer.run(dropout)
-    assert y.shape == (0, 40)
-    assert grad_x.shape == (0, 24)
-    assert torch.equal(grad_A, torch.zeros_like(grad_A))
-    assert torch.equal(grad_B, torch.zeros_like(grad_B))
-
-
+@pytest.mark.parametrize("base", ["dense", "nf4", "nf4 nested"])
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_equals_float64(backend, tokens, rows, columns, rank, dtype, base, dropout):
+    for bias in {True, tokens % 2 == 1}:
+        layer = Layer(backend, tokens, rows, columns, rank, base=base, dtype=dtype, bias=bias)
+        layer.assert_equals_reference(dropout)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-3, 1e3])
+@pytest.mark.parametrize(("tokens", "base"), [(19, "nf4 nested"), (70, "dense")])
+def test_an_addition_that_is_nothing_or_nearly_all(backend, tokens, base, factor):
+    layer = Layer(backend, tokens, 40, 64, 8, base=base, dtype=torch.bfloat16, bias=tokens == 19)
+    layer.B = (layer.B * factor).detach().requires_grad_()
+    layer.assert_equals_reference()
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_every_output_is_written(dropout, dtype, monkeypatch):
-    layer = Layer(19, 130, 67, base="nf4", dtype=dtype)
-    torch.manual_seed(0)
+@pytest.mark.parametrize("base", ["dense", "nf4 nested"])
+def test_empty_batch(backend, base, dropout, monkeypatch):
+    for dtype in DTYPES:
+        layer = Layer(backend, 0, 40, 24, base=base, dtype=dtype)
+        with monkeypatch.context() as patch:
+            poisoned_empty(patch)
+            y, grad_x, grad_A, grad_B = layer.run(dropout)
+        assert y.shape == (0, 40) and grad_x.shape == (0, 24)
+        assert torch.equal(grad_A, torch.zeros_like(layer.A)) and torch.equal(
+            grad_B, torch.zeros_like(layer.B)
+        )
+
+
+@on_backends(
+    "tokens, rows, columns, rank, base, dtype, dropout",
+    *((19, 130, 67, 4, "nf4 nested", dtype, dropout) for dtype in DTYPES for dropout in (0.0, 0.3)),
+    *((tokens, 130, 64, 16, base, torch.bfloat16, 0.1) for tokens in (19, 70) for base in ("dense", "nf4")),
+    cuda=[
+        (tokens, 1536, 1024, 16, base, torch.bfloat16, 0.1)
+        for tokens in (17, 515)
+        for base in ("dense", "nf4 nested")
+    ],
+)
+def test_every_output_is_written_and_the_bits_are_fixed(
+    backend, tokens, rows, columns, rank, base, dtype, dropout, monkeypatch
+):
+    layer = Layer(backend, tokens, rows, columns, rank, base=base, dtype=dtype)
     expected = layer.run(dropout)
     poisoned_empty(monkeypatch)
-    torch.manual_seed(0)
-    for result, clean in zip(layer.run(dropout), expected, strict=True):
-        assert torch.equal(result, clean)
+    for seed in range(2 if backend.name != "cuda" else 5):
+        backend.reorder(seed + 10)
+        for name, result, first in zip(NAMES, layer.run(dropout), expected, strict=True):
+            assert torch.equal(result, first), name
 
 
-def test_leading_dimensions_and_non_contiguous_inputs():
-    layer = Layer(30, 64, 48)
+def test_leading_dimensions_and_non_contiguous_inputs(backend):
+    layer = Layer(backend, 30, 64, 48)
     expected = layer.run()
     x = layer.x.detach().view(5, 6, 48).permute(2, 0, 1).contiguous().permute(1, 2, 0).requires_grad_()
     lora_A = layer.A.detach().T.contiguous().T.requires_grad_()
@@ -126,72 +157,82 @@ def test_leading_dimensions_and_non_contiguous_inputs():
         assert torch.equal(result.reshape(clean.shape), clean)
 
 
-@pytest.mark.parametrize("wanted", ["x", "A", "B", "bias"])
-def test_only_the_gradients_that_are_wanted(wanted):
-    layer = Layer(19, 40, 24)
-    expected = dict(zip(("y", "x", "A", "B"), layer.run(), strict=True))
+def test_a_base_of_another_dtype(backend):
+    layer = Layer(backend, 5, 40, 24, dtype=torch.bfloat16)
+    expected = layer.run()
+    layer.base = layer.base.float()
+    for name, result, first in zip(NAMES, layer.run(), expected, strict=True):
+        assert torch.equal(result, first), name
+
+
+@pytest.mark.parametrize("wanted", ["x", "A", "B", "bias", "x B", "A B"])
+def test_only_the_gradients_that_are_wanted(backend, wanted):
+    wanted = wanted.split()
+    layer = Layer(backend, 19, 40, 24)
+    expected = dict(zip(("y", "x", "A", "B"), layer.run(), strict=True)) | {"bias": layer.grad_y.sum(0)}
     leaves = {"x": layer.x, "A": layer.A, "B": layer.B, "bias": layer.bias}
-    leaves = {name: t.detach().requires_grad_(name == wanted) for name, t in leaves.items()}
+    leaves = {name: tensor.detach().requires_grad_(name in wanted) for name, tensor in leaves.items()}
     y = lora_linear(leaves["x"], layer.base, leaves["A"], leaves["B"], scaling=SCALING, bias=leaves["bias"])
     y.backward(layer.grad_y)
     for name, leaf in leaves.items():
-        assert (leaf.grad is not None) == (name == wanted)
-    gradient = leaves[wanted].grad
-    if wanted == "bias":
-        assert torch.allclose(gradient, layer.grad_y.sum(0), rtol=1e-5)
-    else:
-        assert torch.equal(gradient, expected[wanted])
+        assert (leaf.grad is not None) == (name in wanted)
+        if name == "bias" and name in wanted:
+            torch.testing.assert_close(leaf.grad, expected[name], rtol=1e-5, atol=1e-6)
+        elif name in wanted and backend.name == "cpu":
+            assert torch.equal(leaf.grad, expected[name]), name
+        elif name in wanted:  # CUDA kernels sum dS alone in other parts than together with dB
+            torch.testing.assert_close(leaf.grad, expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_zero_B_adds_nothing():
-    layer = Layer(19, 40, 24)
+def test_zero_B_adds_nothing(backend):
+    layer = Layer(backend, 19, 40, 24)
     y = lora_linear(layer.x, layer.base, layer.A, torch.zeros_like(layer.B), scaling=SCALING, dropout=0.5)
     plain = lora_linear(layer.x, layer.base, torch.zeros_like(layer.A), layer.B, scaling=SCALING)
     assert torch.equal(y, plain)
 
 
-def seen_mask(num_tokens: int, width: int, dropout: float) -> Tensor:
-    """What the forward lets through: ones through an identity adapter on a zero base."""
-    ones, identity = torch.ones(num_tokens, width), torch.eye(width)
-    return lora_linear(ones, torch.zeros(width, width), identity, identity, scaling=1.0, dropout=dropout)
+def seen_masks(backend: Backend, tokens: int, width: int, dropout: float) -> tuple[Tensor, Tensor]:
+    """What forward and backward let through: ones through an identity adapter on a zero base."""
+    ones = torch.ones(tokens, width, device=backend.device, requires_grad=True)
+    identity = torch.eye(width, device=backend.device)
+    y = lora_linear(ones, torch.zeros_like(identity), identity, identity, scaling=1.0, dropout=dropout)
+    return y.detach(), torch.autograd.grad(y, ones, torch.ones_like(y))[0]
 
 
-@pytest.mark.parametrize("dropout", [0.05, 0.1, 0.5])
-def test_mask_of_the_forward_is_the_defined_one_and_unbiased(dropout):
+@on_backends("tokens", cpu=[(600,)], emulated=[(60,)], cuda=[(600,)])
+@pytest.mark.parametrize("dropout", [0.05, 0.1, 0.4, 0.5])
+def test_the_mask_is_the_defined_one_in_both_directions_and_unbiased(backend, tokens, dropout):
     torch.manual_seed(3)
-    seen = seen_mask(600, 130, dropout)
+    forward, backward = seen_masks(backend, tokens, 130, dropout)
     torch.manual_seed(3)
-    mask = dropout_mask((600, 130), dropout, draw_seed())
-    assert torch.equal(seen, mask.float() * (1 / (1 - dropout)))
-    assert abs(seen.mean().item() - 1) < 4 * (dropout / (1 - dropout) / seen.numel()) ** 0.5
+    mask = dropout_mask((tokens, 130), dropout, draw_seed()).to(backend.device)
+    for seen in (forward, backward):
+        assert torch.equal(seen != 0, mask)
+        if backend.name != "cuda":
+            assert torch.equal(seen, mask.float() * (1 / (1 - dropout)))
+    assert abs(forward.mean().item() - 1) < 4 * (dropout / (1 - dropout) / forward.numel()) ** 0.5
 
 
-def test_mask_of_the_backward_is_that_of_the_forward():
-    width = 130
-    x, identity = torch.ones(600, width, requires_grad=True), torch.eye(width)
-    y = lora_linear(x, torch.zeros(width, width), identity, identity, scaling=1.0, dropout=0.4)
-    (grad_x,) = torch.autograd.grad(y, x, torch.ones_like(y))
-    assert torch.equal(grad_x, y.detach())
-
-
-def test_calls_differ_and_follow_the_generators_state():
+def test_calls_differ_and_follow_the_generators_state(backend):
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    first, second = seen_mask(64, 64, 0.5), seen_mask(64, 64, 0.5)
+    first, second = (seen_masks(backend, 64, 64, 0.5)[0] for _ in range(2))
     assert not torch.equal(first, second)
     torch.set_rng_state(state)
-    assert torch.equal(seen_mask(64, 64, 0.5), first)
-    assert torch.equal(seen_mask(64, 64, 0.5), second)
+    assert torch.equal(seen_masks(backend, 64, 64, 0.5)[0], first)
+    assert torch.equal(seen_masks(backend, 64, 64, 0.5)[0], second)
 
 
-def test_no_dropout_leaves_the_generator_alone():
-    state = torch.get_rng_state()
-    Layer(3, 8, 8).run(0.0)
+def test_no_dropout_leaves_the_generator_alone(backend):
+    layer, state = Layer(backend, 3, 8, 8), torch.get_rng_state()
+    lora_linear(layer.x, layer.base, layer.A, layer.B, scaling=SCALING).sum().backward()
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_checkpoint_recomputes_the_same_mask():
-    layer = Layer(19, 40, 40)
+@pytest.mark.parametrize("base", ["dense", "nf4 nested"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_checkpoint_recomputes_the_same_mask(backend, dtype, base):
+    layer = Layer(backend, 19, 64, 64, base=base, dtype=dtype)
 
     def two_layers(x: Tensor) -> Tensor:
         for _ in range(2):
@@ -207,69 +248,34 @@ def test_checkpoint_recomputes_the_same_mask():
         assert torch.equal(plain, checkpointed)
 
 
-@pytest.mark.parametrize("base", ["dense", "nf4"])
-def test_same_bits_on_any_number_of_threads(base):
-    layer = Layer(150, 700, 300, base=base)
-    before = torch.get_num_threads()
-    runs = []
-    try:
-        for num_threads in (1, 2, 3):
-            torch.set_num_threads(num_threads)
-            torch.manual_seed(0)
-            runs.append(layer.run(0.1))
-    finally:
-        torch.set_num_threads(before)
-    for run in runs[1:]:
-        for name, result, first in zip(("y", "dX", "dA", "dB"), run, runs[0], strict=True):
-            assert torch.equal(result, first), name
-
-
-def test_errors_name_what_is_wrong():
-    layer = Layer(5, 40, 24, rank=4, base="nf4")
-
-    def call(**changed):
-        arguments = {
-            "x": layer.x,
-            "weight": layer.base,
-            "lora_A": layer.A,
-            "lora_B": layer.B,
-            "bias": layer.bias,
-        }
-        options = {"scaling": 1.0, "dropout": 0.0}
-        for name, value in changed.items():
-            (arguments if name in arguments else options)[name] = value
-        return lora_linear(**arguments, **options)
-
-    with pytest.raises(ValueError, match=r"lora_linear: x.shape\[-1\] is 23, weight expects 24"):
-        call(x=layer.x[:, :23])
-    with pytest.raises(ValueError, match=r"lora_A.shape\[1\] is 23, weight expects 24"):
-        call(lora_A=layer.A[:, :23])
-    with pytest.raises(ValueError, match=r"lora_B.shape\[0\] is 39, weight expects 40"):
-        call(lora_B=layer.B[:39])
-    with pytest.raises(ValueError, match=r"lora_B.shape\[1\] is 3, lora_A expects 4"):
-        call(lora_B=layer.B[:, :3])
-    with pytest.raises(ValueError, match=r"lora_A.dtype is bfloat16, expected float32"):
-        call(lora_A=layer.A.bfloat16())
-    with pytest.raises(ValueError, match=r"lora_linear: x.dtype is float64, expected float32 or bfloat16"):
-        call(x=layer.x.double())
-    with pytest.raises(ValueError, match=r"bias.dtype is bfloat16, expected float32"):
-        call(bias=layer.bias.bfloat16())
-    with pytest.raises(ValueError, match=r"bias.shape\[0\] is 39, weight expects 40"):
-        call(bias=layer.bias[:39])
-    for dropout in (1.0, -0.1, float("nan")):
-        with pytest.raises(
-            ValueError, match=rf"lora_linear: dropout is {dropout}, expected 0 <= dropout < 1"
-        ):
-            call(dropout=dropout)
-    with pytest.raises(
-        ValueError, match="lora_linear: weight requires a gradient; the base of an adapter is frozen"
+def test_errors_name_what_is_wrong(backend):
+    layer = Layer(backend, 5, 40, 24, base="nf4 nested")
+    given = {"x": layer.x, "weight": layer.base, "lora_A": layer.A, "lora_B": layer.B, "bias": layer.bias}
+    for changed, message in (
+        ({"x": layer.x[:, :23]}, r"x.shape\[-1\] is 23, weight expects 24"),
+        ({"lora_A": layer.A[:, :23]}, r"lora_A.shape\[1\] is 23, weight expects 24"),
+        ({"lora_B": layer.B[:39]}, r"lora_B.shape\[0\] is 39, weight expects 40"),
+        ({"lora_B": layer.B[:, :3]}, r"lora_B.shape\[1\] is 3, lora_A expects 4"),
+        ({"lora_A": layer.A.bfloat16()}, "lora_A.dtype is bfloat16, expected float32"),
+        ({"x": layer.x.double()}, "x.dtype is float64, expected float32 or bfloat16"),
+        ({"bias": layer.bias.bfloat16()}, "bias.dtype is bfloat16, expected float32"),
+        ({"bias": layer.bias[:39]}, r"bias.shape\[0\] is 39, weight expects 40"),
+        *(
+            ({"dropout": dropout}, f"dropout is {dropout}, expected 0 <= dropout < 1")
+            for dropout in (1.0, -0.1, float("nan"))
+        ),
+        (
+            {"weight": layer.dense.clone().requires_grad_()},
+            "weight requires a gradient; the base of an adapter is frozen",
+        ),
     ):
-        call(weight=layer.dense.requires_grad_())
+        with pytest.raises(ValueError, match=f"lora_linear: {message}"):
+            lora_linear(**({"scaling": 1.0} | given | changed))
 
 
-@pytest.mark.parametrize("base", ["dense", "nf4"])
-def test_opcheck(base):
-    layer = Layer(3, 8, 6, rank=2, base=base)
+@pytest.mark.parametrize("base", ["dense", "nf4 nested"])
+def test_opcheck(backend, base):
+    layer = Layer(backend, 3, 8, 6, rank=2, base=base)
     if base == "dense":
         weight = (layer.base, None, None, None, None)
     else:
@@ -280,9 +286,28 @@ def test_opcheck(base):
     torch.library.opcheck(torch.ops.pyft.lora_linear, (handle, *arguments))
 
 
+# ---- on the CPU alone ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", ["dense", "nf4 nested"])
+def test_same_bits_on_any_number_of_threads(base):
+    layer = Layer(CPU, 150, 700, 300, base=base)
+    before = torch.get_num_threads()
+    runs = []
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            runs.append(layer.run(0.1))
+    finally:
+        torch.set_num_threads(before)
+    for run in runs[1:]:
+        for name, result, first in zip(NAMES, run, runs[0], strict=True):
+            assert torch.equal(result, first), name
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_the_last_product_of_a_checkpoint_is_not_computed_again(dropout, monkeypatch):
-    layers = [Layer(5, 8, 8, rank=2, base="nf4"), Layer(5, 8, 8, rank=2, base="nf4")]
+    layers = [Layer(CPU, 5, 8, 8, rank=2, base="nf4 nested"), Layer(CPU, 5, 8, 8, rank=2, base="nf4 nested")]
     calls = []
     run = native.C.lora_linear
 
@@ -305,3 +330,30 @@ def test_the_last_product_of_a_checkpoint_is_not_computed_again(dropout, monkeyp
     assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
     # both forward, the first again, and in each backward the projection alone
     assert sorted(calls) == [0, 0, 8, 8, 8]
+
+
+# ---- on a GPU alone --------------------------------------------------------------------------------------
+
+
+@on_gpu
+@pytest.mark.parametrize("base", ["dense", "nf4 nested"])
+def test_on_a_side_stream_behind_a_slow_producer(base):
+    layer = Layer(GPU, 515, 1536, 1024, 16, base=base, dtype=torch.bfloat16)
+    expected = layer.run(0.1)
+    found = run_late(lambda x: layer.run(0.1, x), layer.x)
+    for name, result, clean in zip(NAMES, found, expected, strict=True):
+        assert torch.equal(result, clean), name
+
+
+@on_gpu
+@pytest.mark.parametrize("base", ["dense", "nf4 nested"])
+@pytest.mark.parametrize("tokens", [17, 515])
+def test_in_a_cuda_graph(tokens, base):
+    layer = Layer(GPU, tokens, 1536, 1024, 16, base=base, dtype=torch.bfloat16)
+    graph, results = capture(layer.run)
+    with torch.no_grad():
+        layer.x.mul_(0.5)
+    graph.replay()
+    captured = [result.clone() for result in results]
+    for name, result, eager in zip(NAMES, captured, layer.run(), strict=True):
+        assert torch.equal(result, eager), name
