@@ -59,11 +59,11 @@ def merge_run(
     Returns:
         Name of the dtype written.
     """
+    from pyft.model.adapter_files import apply_adapter
     from pyft.model.adapters import merge_adapters
     from pyft.model.architecture import DTYPES
     from pyft.model.generate import add_end_marks
     from pyft.model.load import load_model
-    from pyft.model.restore import apply_adapter
     from pyft.model.save import save_model
     from pyft.model.weight_files import stored_dtype
 

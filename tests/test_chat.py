@@ -18,13 +18,14 @@ from tiny_models import byte_tokenizer, pack, saved_model
 from pyft import chat
 from pyft.command import run_command
 from pyft.data.chat.bind import get_template
+from pyft.model.adapter_files import save_adapter
 from pyft.model.adapters import attach_adapters, trainable_state
 from pyft.model.forward import forward_logits
 from pyft.model.layers.lora_linear import LoRALinear
 from pyft.model.layers.nf4_linear import NF4Linear
 from pyft.model.load import load_model
 from pyft.model.restore import load_result
-from pyft.model.save import save_adapter, save_model
+from pyft.model.save import save_model
 from pyft.model.stream import TextStream
 from pyft.run.result import find_result
 

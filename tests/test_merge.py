@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pyft import merge
 from pyft.command import run_command
 from pyft.errors import ConfigError
+from pyft.model.adapter_files import save_adapter
 from pyft.model.adapters import adapted_layers, attach_adapters
 from pyft.model.load import load_model
-from pyft.model.save import save_adapter, save_model
+from pyft.model.save import save_model
 from pyft.run.result import find_result
 
 # peft 0.21 asks transformers 5.23+ under a name that is deprecated there.

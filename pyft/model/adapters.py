@@ -1,82 +1,76 @@
-"""LoRA on linear layers: attach, read, merge.
+"""Adapters on a model's linear layers: attach, find, merge. Their files are in adapter_files.py.
 
-    y = x W^T + b + scaling * drop(x) A^T B^T,   A [R, K], B [N, R],   scaling = lora_alpha / R
-
-W stays frozen, dense or NF4. A and B are float32 whatever the dtype of x. Initial values are PEFT's (A
-uniform by Kaiming with a = sqrt(5), B zero), drawn from a seed of their own. Files are in
-`save.py`.
-
-Left out: DoRA, rank-stabilised scaling, adapters on embeddings or convolutions.
+What an adapter computes is in the file of its type (layers/lora_linear.py). Left out: adapters on embeddings
+or convolutions.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyft.errors import ConfigError
+from pyft.model.layers.adapter_layer import AdapterLayer
+from pyft.model.layers.frozen_linear import FrozenLinear, frozen, is_linear
 from pyft.model.layers.lora_linear import LoRALinear
-from pyft.model.layers.nf4_linear import NF4Linear
 from pyft.model.layers.replace import linear_names, replace_module
 from pyft.model.weight_files import layer_free, shorten
 
 ALL_LINEAR = "all-linear"
 
 
+ADAPTER_TYPES: tuple[type[AdapterLayer], ...] = (LoRALinear,)
+"""All there are; the first that takes the settings is the one."""
+
+
+def adapter_maker(settings: Mapping[str, Any]) -> Callable[[FrozenLinear], AdapterLayer]:
+    """Choose the type that computes what settings by PEFT's names ask for, and give it these.
+
+    Raises:
+        ValueError: none does; what the last one says.
+    """
+    refused: ValueError
+    for kind in ADAPTER_TYPES:
+        try:
+            return partial(kind, **kind.options(settings))
+        except ValueError as error:
+            refused = error
+    raise refused
+
+
 def attach_adapters(
-    model: nn.Module,
-    *,
-    r: int,
-    lora_alpha: float,
-    lora_dropout: float,
-    target_modules: str | Sequence[str] = ALL_LINEAR,
-    seed: int,
+    model: nn.Module, *, target_modules: str | Sequence[str] = ALL_LINEAR, seed: int, **settings: Any
 ) -> list[str]:
-    """Freeze the model and put a LoRA update on its linear layers. Names that match nothing are refused.
+    """Freeze the model and put an adapter on its linear layers; return their names.
 
     Args:
         model: changed in place.
-        r: rank.
-        lora_alpha: scaling is lora_alpha / r.
-        lora_dropout: in [0, 1).
         target_modules: "all-linear" is every linear layer but the output head; a list holds full names or
-            ends of names at a dot, as in PEFT.
-        seed: of A's initial values; nothing else is drawn.
-
-    Returns:
-        Names of the adapted layers.
+            ends of names at a dot, as in PEFT. One that matches nothing is a ConfigError.
+        seed: of the initial values; nothing else is drawn.
+        **settings: the adapter's, by PEFT's names: r, lora_alpha, lora_dropout.
     """
+    make_layer = adapter_maker(settings)
     names = matching_names(model, target_modules)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name in names:
-        layer = LoRALinear(model.get_submodule(name), r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout)
-        # Drawn on the CPU in the model's order, so that every device starts from the same values.
-        start = torch.empty(layer.lora_A.shape)
-        nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
-        with torch.no_grad():
-            layer.lora_A.copy_(start)
-        layer.train(model.training)
-        replace_module(model, name, layer)
+        layer = make_layer(frozen(model.get_submodule(name)))
+        layer.draw_(generator)
+        replace_module(model, name, layer.train(model.training))
     return names
 
 
 def matching_names(model: nn.Module, target_modules: str | Sequence[str]) -> list[str]:
-    """Find the layers that `target_modules` means.
-
-    Args:
-        model: without adapters.
-        target_modules: "all-linear", or full names and ends of names.
-
-    Returns:
-        Dotted names in the model's order.
+    """Find the layers of a model without adapters that `target_modules` means, in the model's order.
 
     Raises:
-        ConfigError: when nothing matches, an entry matches nothing, or one matches what is not linear.
+        ConfigError: nothing matches, an entry matches nothing, or one matches what is not linear.
     """
     available = linear_names(model)
     if target_modules == ALL_LINEAR:
@@ -92,7 +86,7 @@ def matching_names(model: nn.Module, target_modules: str | Sequence[str]) -> lis
     problems = []
     for target in targets:
         matches = [name for name in modules if name == target or name.endswith(f".{target}")]
-        linear = [name for name in matches if isinstance(modules[name], nn.Linear | NF4Linear)]
+        linear = [name for name in matches if is_linear(modules[name])]
         if matches and len(linear) < len(matches):
             other = next(name for name in matches if name not in linear)
             problems.append(
@@ -114,39 +108,17 @@ def _choices(names: list[str]) -> str:
     return f"the model has {shorten(ends, 16)}"
 
 
-def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    """The layers that carry an update.
-
-    Args:
-        model: any.
-
-    Returns:
-        Name -> layer, in the model's order; empty without adapters.
-    """
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+def adapted_layers(model: nn.Module) -> dict[str, AdapterLayer]:
+    """Return the layers that carry an adapter by their names, in the model's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, AdapterLayer)}
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that training changes.
-
-    Args:
-        model: any.
-
-    Returns:
-        Parameter name -> parameter, in the model's order, a tied one once.
-    """
+    """Return the parameters that training changes by their names, in the model's order, a tied one once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Fold every update into a dense linear layer in the place of the adapted one.
-
-    Args:
-        model: changed in place; an NF4 base becomes a dense float32 weight.
-    """
+    """Fold every adapter into a dense linear layer in its place; an NF4 base becomes dense float32."""
     for name, layer in adapted_layers(model).items():
-        merged = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-        merged.weight = nn.Parameter(layer.merged_weight())
-        merged.bias = layer.base.bias
-        merged.train(layer.training)
-        replace_module(model, name, merged)
+        replace_module(model, name, layer.merged())

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from pyft.errors import ConfigError, first_line
 from pyft.model.attention import register_packed_attention
 from pyft.model.layers.fused import fuse_activations
+from pyft.run.layout import ADAPTER_CONFIG, MODEL_CONFIG
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -67,17 +68,17 @@ def read_config(path: str | os.PathLike[str], *, trust_remote_code: bool = False
         ConfigError: no folder, no config, an unknown architecture, code that is not allowed to run.
     """
     folder = Path(path)
-    if folder.name == "config.json":
+    if folder.name == MODEL_CONFIG:
         folder = folder.parent
     if not folder.is_dir():
         raise ConfigError(f"no such model folder ({folder}): give a local folder in Hugging Face format")
-    file = folder / "config.json"
+    file = folder / MODEL_CONFIG
     if not file.is_file():
         hint = ""
-        if (folder / "adapter_config.json").is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
             hint = "; this is an adapter: give its base model, or merge it first with python -m pyft.merge"
         raise ConfigError(f"no config.json in the model folder ({folder}): not a Hugging Face model{hint}")
-    content = read_json(file, "config.json")
+    content = read_json(file, MODEL_CONFIG)
     if content.get("auto_map") and not trust_remote_code and not _is_known(content.get("model_type")):
         raise ConfigError(
             f"the model's architecture is Python code in its folder ({folder}): "

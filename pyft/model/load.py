@@ -29,6 +29,7 @@ from pyft.model.layers.nf4_linear import NF4Linear
 from pyft.model.layers.replace import linear_names, replace_module
 from pyft.model.quantize import quantize_linears
 from pyft.model.weight_files import TensorFiles, open_tensors, shorten
+from pyft.run.layout import GENERATION_CONFIG
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def load_model(
         logger.warning("%s is read whole by transformers, in need of more memory: %s", path, why)
         model = _load_whole(path, dtype, trust_remote_code)
         if quantization is not None:
-            quantize_linears(model, double_quant=double_quant)
+            quantize_linears(model, double_quant=double_quant, device=device)
     if quantization is not None and (fused := [n for n, p in model.named_parameters() if p.ndim == 3]):
         logger.warning("kept in %s, as NF4 covers linear layers only: %s", dtype, shorten(fused))
     model = model.to(device)
@@ -163,8 +164,7 @@ def _stream(
         tensor = _checked(tensors, stored[0])
         owner, _, leaf = names[0].rpartition(".")
         if owner in to_quantize and leaf == "weight":
-            layer = model.get_submodule(owner)
-            layer.quantize_(tensor.to(dtype), device)
+            model.get_submodule(owner).quantize_(tensor.to(device).to(dtype))
             continue
         for other in stored[1:]:
             if not torch.equal(tensor, tensors.read(other)):
@@ -244,10 +244,10 @@ def _load_whole(path: str | os.PathLike[str], dtype: torch.dtype, trust_remote_c
 
 def _generation_config(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
     """The folder's generation_config.json, else what config.json says about special tokens."""
-    if (folder / "generation_config.json").is_file():
+    if (folder / GENERATION_CONFIG).is_file():
         try:
             return GenerationConfig.from_pretrained(str(folder), local_files_only=True)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"generation_config.json cannot be read ({folder}): {error}") from error
+            raise ConfigError(f"{GENERATION_CONFIG} cannot be read ({folder}): {error}") from error
     ids = ("eos_token_id", "bos_token_id", "pad_token_id")
     return GenerationConfig(**{name: getattr(config, name, None) for name in ids})

@@ -12,10 +12,12 @@ import torch
 from transformers import PreTrainedModel
 
 from pyft.errors import ConfigError
+from pyft.model.adapter_files import load_adapter_weights, save_adapter
 from pyft.model.adapters import adapted_layers
 from pyft.model.architecture import untie_names
-from pyft.model.save import load_adapter_weights, save_adapter, save_model
+from pyft.model.save import save_model
 from pyft.model.weight_files import open_tensors, shorten
+from pyft.run.layout import MODEL_CONFIG
 
 
 class TrainedWeights:
@@ -32,11 +34,7 @@ class TrainedWeights:
         self.is_adapter = bool(adapted_layers(model))
 
     def save(self, folder: Path) -> None:
-        """Write the adapter in PEFT's layout, or the model as a Hugging Face folder.
-
-        Args:
-            folder: an existing folder.
-        """
+        """Write the adapter in PEFT's layout, or the model as a Hugging Face folder."""
         if self.is_adapter:
             save_adapter(self._model, folder, self._base)
         else:
@@ -44,14 +42,7 @@ class TrainedWeights:
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Read back, in place: parameters stay the objects the optimizer knows.
-
-        Args:
-            folder: written by `save`.
-
-        Raises:
-            ConfigError: the files are of another model.
-        """
+        """Read back what `save` wrote, in place: parameters stay the objects the optimizer knows."""
         if self.is_adapter:
             load_adapter_weights(self._model, folder)
             return
@@ -70,17 +61,10 @@ class TrainedWeights:
 
 
 def folder_digest(folder: str | Path) -> str:
-    """Tell one base model from another by content, whatever its files' times are.
-
-    Args:
-        folder: in Hugging Face format.
-
-    Returns:
-        SHA-256 over the names and contents of config.json and of the files with weights.
-    """
+    """Hash the names and contents of config.json and the files of weights, whatever their times are."""
     folder = Path(folder)
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("config.json")]):
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob(MODEL_CONFIG)]):
         with path.open("rb") as file:
             digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

@@ -1,23 +1,25 @@
-"""Read the safetensors files of a model folder one tensor at a time.
+"""The files of weights: safetensors, read one tensor at a time, and written with the mode the umask gives.
 
 A file is mapped anew for every tensor, so that pages already read do not pile up in this process: the
 resident peak is what was kept plus one tensor. Headers are checked by safetensors (a cut or corrupt file is
-refused).
+refused). A link in the way of a file to be written is replaced, never followed.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from pyft.disk import umask_mode
 from pyft.errors import ConfigError
 from pyft.model.architecture import read_json
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from pyft.run.layout import MODEL_CONFIG, WEIGHTS, WEIGHTS_INDEX
 
 
 class TensorFiles:
@@ -32,17 +34,7 @@ class TensorFiles:
         self.files, self.shapes = files, shapes
 
     def read(self, name: str) -> Tensor:
-        """Read one tensor in its stored dtype.
-
-        Args:
-            name: of the tensor.
-
-        Returns:
-            The tensor, backed by the file until it is let go.
-
-        Raises:
-            ConfigError: when the file cannot be read.
-        """
+        """Read one tensor in its stored dtype, backed by the file until it is let go."""
         try:
             with safe_open(self.files[name], framework="pt") as file:
                 return file.get_tensor(name)
@@ -51,27 +43,23 @@ class TensorFiles:
 
 
 def open_tensors(folder: str | Path) -> TensorFiles | None:
-    """List the safetensors of a model folder.
-
-    Args:
-        folder: with `model.safetensors`, or shards and their index.
-
-    Returns:
-        The tensors, or None when the folder has no safetensors (other formats).
+    """List the tensors in a model folder's `model.safetensors` or shards; None where it has neither.
 
     Raises:
         ConfigError: a shard is missing, cut or corrupt, or the index does not fit the shards.
     """
     folder = Path(folder)
-    if (folder / SINGLE).is_file():
-        paths, index = [folder / SINGLE], None
-    elif (folder / INDEX).is_file():
-        index = read_json(folder / INDEX, "the index of the weights").get("weight_map")
+    if (folder / WEIGHTS).is_file():
+        paths, index = [folder / WEIGHTS], None
+    elif (folder / WEIGHTS_INDEX).is_file():
+        index = read_json(folder / WEIGHTS_INDEX, "the index of the weights").get("weight_map")
         if not isinstance(index, dict):
-            raise ConfigError(f"the index of the weights has no weight_map ({folder / INDEX})")
+            raise ConfigError(f"the index of the weights has no weight_map ({folder / WEIGHTS_INDEX})")
         paths = [folder / name for name in sorted(set(index.values()))]
         if outside := [str(p) for p in paths if p.parent != folder]:
-            raise ConfigError(f"the index of the weights leaves its folder ({folder / INDEX}): {outside[0]}")
+            raise ConfigError(
+                f"the index of the weights leaves its folder ({folder / WEIGHTS_INDEX}): {outside[0]}"
+            )
     else:
         return None
     files: dict[str, Path] = {}
@@ -90,50 +78,51 @@ def open_tensors(folder: str | Path) -> TensorFiles | None:
             ) from error
     if index is not None and (absent := sorted(set(index) - set(files))):
         raise ConfigError(
-            f"the index names tensors that no shard holds ({folder / INDEX}): {shorten(absent)}"
+            f"the index names tensors that no shard holds ({folder / WEIGHTS_INDEX}): {shorten(absent)}"
         )
     return TensorFiles(files, shapes)
+
+
+def write_safetensors(path: Path, state: dict[str, Tensor]) -> None:
+    """Write contiguous tensors; a full disk, or a folder that cannot be written, is an OSError."""
+    path.unlink(missing_ok=True)
+    try:
+        save_file(state, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # A full disk comes as text only; callers tell it from a mistake by its number.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    path.chmod(umask_mode(path.parent))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file."""
+    path.unlink(missing_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def stored_dtype(folder: str | Path) -> torch.dtype:
     """Tell in which dtype a model folder keeps its weights.
 
-    Args:
-        folder: in Hugging Face format.
-
-    Returns:
-        The dtype of the largest stored tensor; of `config.json` where there are no safetensors; else float32.
+    It is that of the largest stored tensor; of `config.json` where there are no safetensors; else float32.
     """
     tensors = open_tensors(folder)
     if tensors is not None and tensors.shapes:
         sizes = {name: torch.Size(shape).numel() for name, shape in tensors.shapes.items()}
         return tensors.read(max(sizes, key=lambda name: sizes[name])).dtype
-    content = read_json(Path(folder) / "config.json", "config.json")
+    content = read_json(Path(folder) / MODEL_CONFIG, MODEL_CONFIG)
     name = content.get("dtype") or content.get("torch_dtype") or "float32"
     return getattr(torch, str(name).removeprefix("torch."), torch.float32)
 
 
 def shorten(names: list[str], limit: int = 4) -> str:
-    """Write a list of names in one line.
-
-    Args:
-        names: of tensors or modules.
-        limit: how many to spell out.
-
-    Returns:
-        The first few, then how many more.
-    """
+    """Write the first few names in one line, then how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
 def layer_free(names: list[str]) -> list[str]:
-    """Reduce names to their patterns, layers counted as one.
-
-    Args:
-        names: of modules, such as `model.layers.7.mlp.up_proj`.
-
-    Returns:
-        Sorted patterns, such as `model.layers.*.mlp.up_proj`.
-    """
+    """Reduce names such as `model.layers.7.mlp.up_proj` to sorted patterns: `model.layers.*.mlp.up_proj`."""
     return sorted({re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names})

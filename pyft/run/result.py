@@ -12,7 +12,6 @@ Nothing is written or loaded here, and torch is not needed to tell what is missi
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,9 @@ from typing import Any
 import yaml
 
 from pyft.errors import ConfigError
+from pyft.run import layout
 
 logger = logging.getLogger(__name__)
-
-CONFIG, FINISHED, ADAPTER_CONFIG = "config.yaml", "finished.json", "adapter_config.json"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -73,17 +70,18 @@ def find_result(path: str | Path) -> Result:
         raise ConfigError(
             f"no such folder ({folder}): give a run's output_dir, a checkpoint or a model folder"
         )
-    if (folder / CONFIG).is_file():
-        settings = _read_config(folder / CONFIG)
+    if (folder / layout.CONFIG).is_file():
+        settings = _read_config(folder / layout.CONFIG)
         if "stages" in settings:
             return _of_stage(*_last_finished(folder, settings))
         return _of_stage(folder, settings)
-    if _CHECKPOINT.fullmatch(folder.name) and (folder.parent / CONFIG).is_file():
-        return _describe(folder, _read_config(folder.parent / CONFIG), folder.parent)
+    if layout.checkpoint_step(folder) is not None and (folder.parent / layout.CONFIG).is_file():
+        return _describe(folder, _read_config(folder.parent / layout.CONFIG), folder.parent)
     if _holds_weights(folder):
         return _describe(folder, {}, folder)
     raise ConfigError(
-        f"no run and no model ({folder}): expects config.yaml, adapter_config.json or config.json"
+        f"no run and no model ({folder}): expects {layout.CONFIG}, {layout.ADAPTER_CONFIG} or "
+        f"{layout.MODEL_CONFIG}"
     )
 
 
@@ -105,8 +103,8 @@ def _last_finished(run: Path, settings: dict[str, Any]) -> tuple[Path, dict[str,
     ]
     for name in reversed(names):
         folder = run / str(name)
-        if (folder / FINISHED).is_file() and (folder / CONFIG).is_file():
-            return folder, _read_config(folder / CONFIG)
+        if (folder / layout.FINISHED).is_file() and (folder / layout.CONFIG).is_file():
+            return folder, _read_config(folder / layout.CONFIG)
     begun = [run / str(name) for name in names if (run / str(name)).is_dir()]
     usable = [latest for folder in begun if (latest := _latest_checkpoint(folder)) is not None]
     fix = f"give a checkpoint, such as {usable[-1]}" if usable else "train it first"
@@ -114,7 +112,7 @@ def _last_finished(run: Path, settings: dict[str, Any]) -> tuple[Path, dict[str,
 
 
 def _of_stage(folder: Path, settings: dict[str, Any]) -> Result:
-    if not (folder / FINISHED).is_file() or not _holds_weights(folder):
+    if not (folder / layout.FINISHED).is_file() or not _holds_weights(folder):
         latest = _latest_checkpoint(folder)
         fix = f"give a checkpoint, such as {latest}" if latest else "train it first"
         raise ConfigError(f"the run is not finished ({folder}): {fix}")
@@ -122,26 +120,22 @@ def _of_stage(folder: Path, settings: dict[str, Any]) -> Result:
 
 
 def _latest_checkpoint(folder: Path) -> Path | None:
-    steps = {
-        int(match[1]): entry
-        for entry in folder.iterdir()
-        if (match := _CHECKPOINT.fullmatch(entry.name)) and _holds_weights(entry)
-    }
-    return steps[max(steps)] if steps else None
+    usable = [path for _, path in layout.list_checkpoints(folder) if _holds_weights(path)]
+    return usable[-1] if usable else None
 
 
 def _holds_weights(folder: Path) -> bool:
-    return (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file()
+    return (folder / layout.ADAPTER_CONFIG).is_file() or (folder / layout.MODEL_CONFIG).is_file()
 
 
 def _describe(folder: Path, settings: dict[str, Any], run: Path) -> Result:
     """Put together what a folder of weights and its run's settings say."""
     if not _holds_weights(folder):
-        raise ConfigError(f"no weights ({folder}): expects {ADAPTER_CONFIG} or config.json")
+        raise ConfigError(f"no weights ({folder}): expects {layout.ADAPTER_CONFIG} or {layout.MODEL_CONFIG}")
     model, data, train = (settings.get(section) or {} for section in ("model", "data", "train"))
     base = None
-    if (folder / ADAPTER_CONFIG).is_file():
-        adapter = _read_config(folder / ADAPTER_CONFIG)
+    if (folder / layout.ADAPTER_CONFIG).is_file():
+        adapter = _read_config(folder / layout.ADAPTER_CONFIG)
         named = model.get("name_or_path") or adapter.get("base_model_name_or_path")
         base = _base_folder(named, folder, run)
     tokenizer = next(
@@ -164,12 +158,12 @@ def _describe(folder: Path, settings: dict[str, Any], run: Path) -> Result:
 def _base_folder(named: str | None, folder: Path, run: Path) -> Path:
     """The adapter's base; a run that was moved as a whole finds an earlier stage's result beside it."""
     if not named:
-        raise ConfigError(f"the adapter does not name its base model ({folder / ADAPTER_CONFIG})")
+        raise ConfigError(f"the adapter does not name its base model ({folder / layout.ADAPTER_CONFIG})")
     base = Path(named)
     if base.is_dir():
         return base
     for beside in (run.parent / base.name, run.parent / base.parent.name / base.name):
-        if (beside / "config.json").is_file():
+        if (beside / layout.MODEL_CONFIG).is_file():
             logger.warning("the base %s is gone; taking %s beside the run", base, beside)
             return beside
     raise ConfigError(
@@ -179,5 +173,4 @@ def _base_folder(named: str | None, folder: Path, run: Path) -> Path:
 
 def holds_tokenizer(folder: Path) -> bool:
     """Tell whether a folder has a tokenizer's files."""
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-    return any((folder / name).is_file() for name in names)
+    return any((folder / name).is_file() for name in layout.TOKENIZER_FILES)

@@ -13,11 +13,13 @@ from tiny_models import pack, random_model, random_samples, saved_model
 from transformers import AutoModelForCausalLM
 
 from pyft.errors import ConfigError
+from pyft.model import adapters
+from pyft.model.adapter_files import apply_adapter, load_adapter_weights, read_adapter_config, save_adapter
 from pyft.model.adapters import adapted_layers, attach_adapters, merge_adapters, trainable_state
 from pyft.model.forward import forward_hidden
+from pyft.model.layers.adapter_layer import AdapterLayer
 from pyft.model.layers.lora_linear import LoRALinear
 from pyft.model.load import enable_gradient_checkpointing, load_model
-from pyft.model.save import load_adapter_weights, read_adapter_config, save_adapter
 
 # peft 0.21 asks transformers 5.23+ under a name that is deprecated there.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -53,7 +55,7 @@ def test_layer_computes_the_formula_and_its_gradients(tmp_path, quantization):
     fill(model)
     layer = model.model.layers[0].self_attn.q_proj
     x = torch.randn(2, 5, 64, requires_grad=True)
-    weight = layer.base.dequantized() if quantization else layer.base.weight
+    weight = layer.base.dense_weight() if quantization else layer.base.weight
     a, b, x64 = (t.detach().double().requires_grad_() for t in (layer.lora_A, layer.lora_B, x))
     expected = x64 @ weight.double().T + layer.base.bias.double() + 6.0 / 4 * (x64 @ a.T @ b.T)
     actual = layer(x)
@@ -226,11 +228,8 @@ def test_adapter_saved_by_peft_loads_here(tmp_path):
         ),
     )
     theirs.save_pretrained(tmp_path / "adapter")
-    content = read_adapter_config(tmp_path / "adapter")
     model = load_model(tmp_path / "base", dtype=torch.float32)
-    options = {"r": content["r"], "lora_alpha": content["lora_alpha"], "lora_dropout": 0.0}
-    attach_adapters(model, target_modules=content["target_modules"], seed=0, **options)
-    load_adapter_weights(model, tmp_path / "adapter")
+    apply_adapter(model, tmp_path / "adapter")
     torch.testing.assert_close(model(tokens()).logits, theirs(tokens()).logits, rtol=1e-4, atol=1e-5)
 
 
@@ -322,3 +321,54 @@ def test_adapters_stay_float32_on_a_bfloat16_base(tmp_path):
     assert layer(torch.randn(3, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16
     with pytest.raises(TypeError, match="stay float32"):
         model.to(torch.bfloat16)
+
+
+class _Scaled(AdapterLayer):
+    """y = s (x W^T + b), s [N] begins at 1: a type that shares nothing with LoRA."""
+
+    def __init__(self, base, *, ceiling):
+        super().__init__(base)
+        self.ceiling = ceiling
+        self.scales = torch.nn.Parameter(torch.zeros(base.out_features))
+
+    @classmethod
+    def options(cls, settings):
+        if settings.get("peft_type") != "SCALED":
+            raise ValueError("peft_type is not SCALED: not supported")
+        return {"ceiling": settings["ceiling"]}
+
+    def draw_(self, generator):
+        with torch.no_grad():
+            self.scales.copy_(torch.rand(self.scales.shape, generator=generator).clamp(max=self.ceiling))
+
+    def forward(self, x):
+        return self.base(x) + self.scales * (x @ self.base.dense_weight().T)
+
+    def merged_weight(self):
+        return self.base.dense_weight() * (1 + self.scales.detach())[:, None]
+
+    def peft_tensors(self):
+        return {"scaled_s": self.scales}
+
+    def peft_config(self, base_model, target_modules):
+        return {"peft_type": "SCALED", "ceiling": self.ceiling, "target_modules": list(target_modules)}
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_another_type_of_adapter_needs_its_class_and_an_entry_in_the_table(
+    tmp_path, monkeypatch, quantization
+):
+    monkeypatch.setattr(adapters, "ADAPTER_TYPES", (_Scaled, LoRALinear))
+    assert isinstance(next(iter(adapted_layers(adapted(tmp_path)).values())), LoRALinear)
+    model = load_model(tmp_path, dtype=torch.float32, quantization=quantization)
+    settings = {"peft_type": "SCALED", "ceiling": 0.5}
+    names = attach_adapters(model, target_modules=["q_proj", "down_proj"], seed=1, **settings)
+    assert list(trainable_state(model)) == [f"{name}.scales" for name in names] and len(names) == 4
+    save_adapter(model, tmp_path / "adapter", tmp_path)
+    again = load_model(tmp_path, dtype=torch.float32, quantization=quantization)
+    apply_adapter(again, tmp_path / "adapter")
+    logits = model(tokens()).logits
+    assert torch.equal(again(tokens()).logits, logits)
+    merge_adapters(again)
+    assert not adapted_layers(again)
+    torch.testing.assert_close(again(tokens()).logits, logits, rtol=1e-4, atol=1e-5)

@@ -1,8 +1,14 @@
-"""A linear layer with an NF4 weight."""
+"""A linear layer whose weight is stored in 4-bit NF4.
+
+    y = x W^T + b,   W = codebook[codes] * absmax   (blocks of 64 along the flattened weight)
+
+The parts of the weight are parameters that do not train: `.to(device)` and `state_dict()` carry them, FSDP2
+shards them, and none changes its dtype with the module. What multiplies is `pyft.ops.nf4`; this module only
+holds.
+"""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from pyft.ops.nf4 import NF4Weight, nf4_dequantize, nf4_linear, nf4_quantize
@@ -33,33 +39,17 @@ class NF4Linear(nn.Module):
         self.double_quant = double_quant
         self.register_parameter("bias", bias)
         for part in _PARTS:
-            self.register_buffer(part, None)
+            self.register_parameter(part, None)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, *, double_quant: bool = True) -> NF4Linear:
-        """Quantise a linear layer; its bias is shared, its weight is left as it is.
-
-        Args:
-            linear: the layer; weight [N, K] in float32 or bfloat16.
-            double_quant: store absmax itself in 8 bits.
-
-        Returns:
-            The quantised layer.
-        """
+        """Quantise a linear layer; its bias is shared, its weight [N, K] is left as it is."""
         layer = cls(linear.in_features, linear.out_features, linear.bias, double_quant=double_quant)
         layer.quantize_(linear.weight.detach())
         return layer
 
-    def quantize_(self, weight: Tensor, device: str | torch.device | None = None) -> None:
-        """Quantise a dense weight into this layer.
-
-        Args:
-            weight: [N, K], float32 or bfloat16.
-            device: where the parts go; None leaves them where the weight is.
-
-        Raises:
-            ValueError: when the shape is not [N, K].
-        """
+    def quantize_(self, weight: Tensor) -> None:
+        """Quantise a float32 or bfloat16 weight [N, K] into this layer, on the device where it is."""
         if tuple(weight.shape) != (self.out_features, self.in_features):
             raise ValueError(
                 f"NF4Linear: weight.shape is {tuple(weight.shape)}, layer expects "
@@ -68,46 +58,38 @@ class NF4Linear(nn.Module):
         quantized = nf4_quantize(weight.contiguous(), double_quant=self.double_quant)
         for part in _PARTS:
             tensor = getattr(quantized, part)
-            setattr(self, part, tensor if tensor is None or device is None else tensor.to(device))
+            if tensor is not None:
+                # At least one dimension, since FSDP2 shards along it: the offset is a scalar.
+                setattr(self, part, nn.Parameter(tensor.reshape(-1), requires_grad=False))
 
     @property
-    def weight_nf4(self) -> NF4Weight:
+    def frozen_weight(self) -> NF4Weight:
         """The stored weight, as the operations take it."""
         parts = {part: getattr(self, part) for part in _PARTS}
+        if parts["offset"] is not None:
+            parts["offset"] = parts["offset"].reshape(())
         return NF4Weight(**parts, shape=(self.out_features, self.in_features))
 
-    def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Rebuild the dense weight.
-
-        Args:
-            dtype: of the result.
-
-        Returns:
-            [N, K].
-        """
-        return nf4_dequantize(self.weight_nf4, dtype)
+    def dense_weight(self) -> Tensor:
+        """Rebuild the weight [N, K] in float32."""
+        return nf4_dequantize(self.frozen_weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply.
-
-        Args:
-            x: [..., K], float32 or bfloat16.
-
-        Returns:
-            [..., N] in x's dtype.
-        """
-        return nf4_linear(x, self.weight_nf4, self.bias)
+        """Multiply x [..., K], float32 or bfloat16; return [..., N] in x's dtype."""
+        return nf4_linear(x, self.frozen_weight, self.bias)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         # `model.to(bfloat16)` or `.float()` must not touch the float32 scales: they are storage, not
         # activations.
-        kept = {part: getattr(self, part) for part in _PARTS if getattr(self, part) is not None}
-        super()._apply(fn, recurse)
-        for part, before in kept.items():
-            after = getattr(self, part)
-            if after.dtype != before.dtype:
-                setattr(self, part, before.to(after.device))
-        return self
+        parts = {id(getattr(self, part)) for part in _PARTS}
+
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            if id(tensor) in parts and applied.dtype != tensor.dtype:
+                return tensor.to(applied.device)
+            return applied
+
+        return super()._apply(keep_dtype, recurse)
 
     def extra_repr(self) -> str:
         """Say shape and storage."""
