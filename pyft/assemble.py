@@ -1,4 +1,4 @@
-"""From a stage's configuration to what the trainer takes: model, objective, questions, identity, numbers.
+"""From a stage's configuration to what the trainer takes: model, questions, identity, numbers.
 
 This and `stages` are the only places where configuration meets data, model and trainer: below them everything
 takes plain arguments.
@@ -8,46 +8,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
 from pyft.config.schema import Stage
-from pyft.data.chat.bind import encode_text_prompt
 from pyft.data.chat.chat_template import ChatTemplate
+from pyft.data.prepare import PreparedData
 from pyft.errors import ConfigError
 from pyft.model.adapters import attach_adapters
 from pyft.model.architecture import init_model
 from pyft.model.device import cuda_problem
 from pyft.model.fitting import check_positions, check_vocabulary, fit_vocabulary
-from pyft.model.forward import forward_hidden, forward_logits
 from pyft.model.generate import generate
-from pyft.model.heads import head_of
 from pyft.model.isolation import check_isolation
 from pyft.model.load import enable_gradient_checkpointing, load_model
 from pyft.model.trained import folder_digest
-from pyft.trainer.objective import causal_lm_objective, logits_objective
-from pyft.trainer.settings import Completion, Question, TrainSettings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from pyft.data.prepare import PreparedData
-    from pyft.trainer.settings import Generate, Objective
+from pyft.tasks.task import Task
+from pyft.trainer.questions import Completion, Generate, Question
 
 
 def device_of(stage: Stage) -> str:
-    """Choose where to train. With `auto`, a GPU that is there and cannot be used is told of.
-
-    Args:
-        stage: whose `train.device` counts.
-
-    Returns:
-        "cpu" or "cuda".
-
-    Raises:
-        ConfigError: CUDA is asked for and cannot be used.
-    """
+    """Choose "cpu" or "cuda". With `auto`, say why a GPU that is there is not used."""
     wanted = stage.train.device
     if wanted == "cpu":
         return "cpu"
@@ -61,20 +44,11 @@ def device_of(stage: Stage) -> str:
     return "cpu"
 
 
-def build_model(
-    stage: Stage, base: str | None, tokenizer: PreTrainedTokenizerBase, data: PreparedData, device: str
-) -> PreTrainedModel:
+def build_model(stage: Stage, base: str | None, tokenizer: Any, data: PreparedData, device: str) -> nn.Module:
     """Make the stage's model, ready to train: loaded or begun, checked against the data, adapters attached.
 
-    Args:
-        stage: the stage.
-        base: folder of the model to start from; unused with `from_scratch`.
-        tokenizer: the stage's.
-        data: the stage's.
-        device: where it goes.
-
-    Returns:
-        The model; what is trained requires a gradient.
+    `base` is the folder of the model to start from, unused with `from_scratch`. What is trained requires a
+    gradient.
     """
     settings, dtype = stage.model, getattr(torch, stage.model.dtype)
     common = {"dtype": dtype, "device": device, "trust_remote_code": settings.trust_remote_code}
@@ -104,80 +78,33 @@ def build_model(
     return model
 
 
-def build_objective(model: PreTrainedModel) -> Objective:
-    """Make the loss: from the hidden states, or from logits where the head is not a known one.
-
-    Args:
-        model: the model.
-
-    Returns:
-        The objective.
-    """
-    head = head_of(model)
-    if isinstance(head, str):
-        print(f"the loss goes through logits: {head}", flush=True)
-        return logits_objective(lambda batch: forward_logits(model, batch))
-    return causal_lm_objective(
-        lambda batch: forward_hidden(model, batch),
-        lambda: (head.weight, head.bias),
-        logit_scale=head.scale,
-        logit_softcap=head.softcap,
-    )
-
-
 def build_questions(
-    stage: Stage, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None
+    stage: Stage, task: Task, tokenizer: Any, template: ChatTemplate | None
 ) -> list[Question]:
-    """Encode the hand-written questions: as chat would send them, or in pretraining as text to go on with.
-
-    Args:
-        stage: the stage.
-        tokenizer: its tokenizer.
-        template: its chat template.
-
-    Returns:
-        One question for each of `train.evaluation_inputs`.
-    """
+    """Encode `train.evaluation_inputs` as the task asks them."""
     system = stage.data.system if stage.train.evaluation_system is None else stage.train.evaluation_system
-    head = [{"role": "system", "content": system}] if system else []
-    questions = []
-    for prompt in stage.train.evaluation_inputs:
-        if stage.mode == "pretrain" or template is None:
-            ids = encode_text_prompt(tokenizer, prompt)
-        else:
-            ids = template.encode_prompt(tokenizer, [*head, {"role": "user", "content": prompt}])
-        questions.append(Question(prompt, ids))
-    return questions
+    return [
+        Question(prompt, task.prompt_ids(prompt, system, tokenizer, template))
+        for prompt in stage.train.evaluation_inputs
+    ]
 
 
 def build_generate(
-    stage: Stage,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    template: ChatTemplate | None,
+    model: nn.Module,
+    tokenizer: Any,
+    *,
+    max_new_tokens: int,
+    stop_token_ids: list[int],
     should_stop: Callable[[], bool],
 ) -> Generate:
-    """Make the function that answers a question, greedily.
-
-    Args:
-        stage: the stage.
-        model: the model, as it is at the time of asking.
-        tokenizer: its tokenizer.
-        template: its chat template.
-        should_stop: asked at each token.
-
-    Returns:
-        ids of a prompt -> completion.
-    """
-    in_chat = stage.mode != "pretrain" and template is not None
-    stops = template.stop_token_ids(tokenizer) if in_chat else [tokenizer.eos_token_id]
+    """Make the function that answers a question, greedily; `should_stop` is asked at each token."""
 
     def answer(input_ids: list[int]) -> Completion:
         ids, stopped = generate(
             model,
             input_ids,
-            max_new_tokens=stage.train.evaluation_max_new_tokens,
-            stop_token_ids=stops,
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=stop_token_ids,
             should_stop=should_stop,
         )
         return Completion(tokenizer.decode(ids, skip_special_tokens=True), stopped)
@@ -188,23 +115,14 @@ def build_generate(
 def run_identity(
     stage: Stage,
     base: str | None,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     template: ChatTemplate | None,
     data: PreparedData,
     device: str,
 ) -> dict[str, Any]:
     """Collect what the numbers of a run depend on beside the trainer's settings: a resumed run must share it.
 
-    Args:
-        stage: the stage.
-        base: folder of the model to start from; read whole, since contents count and not times.
-        tokenizer: its tokenizer.
-        template: its chat template.
-        data: its data.
-        device: where it trains.
-
-    Returns:
-        Plain JSON values.
+    The base model's folder is read whole, since contents count and not times.
     """
     settings = stage.model
     start: Any = {"config": settings.config} if settings.from_scratch else folder_digest(base)
@@ -223,19 +141,6 @@ def run_identity(
         "device": device,
         "world_size": 1,
     }
-
-
-def train_settings(stage: Stage) -> TrainSettings:
-    """Take the trainer's numbers out of a stage.
-
-    Args:
-        stage: the stage.
-
-    Returns:
-        The settings of the same names.
-    """
-    names = TrainSettings.__dataclass_fields__
-    return TrainSettings(**{key: value for key, value in stage.train.model_dump().items() if key in names})
 
 
 def _digest(text: str) -> str:

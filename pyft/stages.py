@@ -14,18 +14,17 @@ import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
 from pyft.assemble import (
     build_generate,
     build_model,
-    build_objective,
     build_questions,
     device_of,
     run_identity,
-    train_settings,
 )
 from pyft.config.load import Recipe
 from pyft.config.schema import Stage
@@ -40,25 +39,21 @@ from pyft.disk import replace_file
 from pyft.merge import merge_run
 from pyft.model.adapters import trainable_state
 from pyft.model.generate import add_end_marks
+from pyft.model.heads import head_of
 from pyft.model.layers.fused import describe_fused
 from pyft.model.memory import memory_kind, peak_memory_bytes, reset_peak_memory
 from pyft.model.trained import TrainedWeights
 from pyft.run import layout
 from pyft.run.lock import claim_folder
 from pyft.run.resume import Plan, plan_run
+from pyft.tasks.registry import task_of
 from pyft.trainer.loop import Trainer
+from pyft.trainer.settings import TrainSettings
 from pyft.trainer.signals import SignalWatch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def run_recipe(recipe: Recipe) -> None:
-    """Run every stage; finished ones are passed over. What was saved before an error is whole.
-
-    Args:
-        recipe: checked.
-    """
+    """Run every stage; finished ones are passed over. What was saved before an error is whole."""
     output_dir = Path(recipe.output_dir)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(SignalWatch())
@@ -93,12 +88,12 @@ class _StageRun:
         recipe: Recipe,
         stage: Stage,
         base: str | None,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Any,
         signals: SignalWatch,
     ) -> None:
         self._recipe, self._stage, self._base = recipe, stage, base
         self._tokenizer, self._signals = tokenizer, signals
-        self._device = device_of(stage)
+        self._task, self._device = task_of(stage), device_of(stage)
         self._folder = Path(stage.train.output_dir)
 
     def run(self) -> None:
@@ -110,11 +105,13 @@ class _StageRun:
         self._write_config()
         reset_peak_memory(self._device)
         model = build_model(self._stage, self._base, self._tokenizer, prepared.data, self._device)
-        if self._stage.mode == "sft" and prepared.template is not None:
-            add_end_marks(model, prepared.template.stop_token_ids(self._tokenizer))
+        if self._task.mode.has_template:
+            add_end_marks(model, self._task.stop_ids(self._tokenizer, prepared.template))
         trained = sum(parameter.numel() for parameter in trainable_state(model).values())
         print(f"{type(model).__name__}: {trained:,} trained parameters, on {self._device}", flush=True)
         print(describe_fused(model), flush=True)
+        if isinstance(head := head_of(model), str):
+            print(f"the loss goes through logits: {head}", flush=True)
         self._signals.check()
         result = self._trainer(model, prepared).run()
         if isinstance(prepared.data.train, StreamSource):
@@ -128,11 +125,7 @@ class _StageRun:
         )
 
     def base_for_next(self) -> str:
-        """Tell where the next stage starts from; an adapter is merged into its own base, once.
-
-        Returns:
-            Folder of a whole model.
-        """
+        """Return the folder of a whole model; an adapter is merged into its own base, once."""
         if self._stage.adapter is None:
             return str(self._folder)
         merged = self._folder / layout.MERGED
@@ -143,7 +136,7 @@ class _StageRun:
     def _prepare(self) -> _Prepared:
         stage, tokenizer = self._stage, self._tokenizer
         template = None
-        if stage.mode == "sft" or stage.model.template is not None:
+        if self._task.mode.has_template or stage.model.template is not None:
             template = get_template(stage.model.template, tokenizer)
             # The template travels in the saved tokenizer.
             tokenizer.chat_template = template.source
@@ -151,7 +144,7 @@ class _StageRun:
         data = prepare(stage, tokenizer, template, poll=self._signals.check)
         print(*data.notes, format_ledger(data.ledger), data.preview, sep="\n", flush=True)
         self._signals.check()
-        settings = train_settings(stage)
+        settings = TrainSettings.of(stage.train)
         identity = run_identity(stage, self._base, tokenizer, template, data, self._device)
         plan = plan_run(
             self._folder,
@@ -161,8 +154,8 @@ class _StageRun:
         )
         return _Prepared(template, data, plan)
 
-    def _trainer(self, model: PreTrainedModel, prepared: _Prepared) -> Trainer:
-        stage, tokenizer, template = self._stage, self._tokenizer, prepared.template
+    def _trainer(self, model: nn.Module, prepared: _Prepared) -> Trainer:
+        stage, task, tokenizer, template = self._stage, self._task, self._tokenizer, prepared.template
         weights = TrainedWeights(model, getattr(torch, stage.model.dtype), self._base)
 
         def save_result(folder: Path) -> None:
@@ -171,18 +164,24 @@ class _StageRun:
 
         return Trainer(
             model=model,
-            objective=build_objective(model),
+            task=task,
             train=prepared.data.train,
             validation=prepared.data.validation,
-            settings=train_settings(stage),
+            settings=TrainSettings.of(stage.train),
             plan=prepared.plan,
             folder=self._folder,
             stage=stage.name,
             save_weights=weights.save,
             load_weights=weights.load,
             save_result=save_result,
-            questions=build_questions(stage, tokenizer, template),
-            generate=build_generate(stage, model, tokenizer, template, self._signals.stop_requested),
+            questions=build_questions(stage, task, tokenizer, template),
+            generate=build_generate(
+                model,
+                tokenizer,
+                max_new_tokens=stage.train.evaluation_max_new_tokens,
+                stop_token_ids=task.stop_ids(tokenizer, template),
+                should_stop=self._signals.stop_requested,
+            ),
             memory_fn=lambda: peak_memory_bytes(self._device),
             trackers=stage.train.report_to,
             signals=self._signals,

@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ops": set(),
     "run": {*_GROUND, "config"},
     "model": {*_GROUND, "config", "ops", "run"},
-    "tasks": {"errors", "data", "ops", "model.forward", "model.heads"},
+    "tasks": {*_GROUND, "config", "data", "ops", "model.forward", "model.heads"},
     "trainer": {*_GROUND, "config", "ops", "run"},
     "chat": {*_GROUND, "command", "config", "data.chat", "model", "run"},
     "merge": {*_GROUND, "command", "config", "data.chat", "model", "run"},

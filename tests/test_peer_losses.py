@@ -9,18 +9,19 @@ import torch
 from tiny_models import pack, random_samples, saved_model
 from torch import nn
 
-from pyft.assemble import build_objective
+from pyft.config.schema import TrainConfig
 from pyft.model.adapters import attach_adapters
 from pyft.model.layers.lora_linear import LoRALinear
 from pyft.model.load import enable_gradient_checkpointing, load_model
 from pyft.ops.nf4 import nf4_from_bitsandbytes
-from pyft.trainer.optim import Optimizer
+from pyft.tasks.next_token import next_token_loss
+from pyft.trainer.parameters import TrainedParameters
 from pyft.trainer.settings import TrainSettings
 
 NUM_STEPS = 50
 # From 5.5 to 2.1 in fifty steps. At twice the rate the few samples are known by heart: a loss of a twelfth of
 # its beginning, of which bfloat16's own rounding is one per cent.
-SETTINGS = TrainSettings(learning_rate=1e-3, max_grad_norm=1.0)
+SETTINGS = TrainSettings.of(TrainConfig(learning_rate=1e-3, max_grad_norm=1.0))
 SIZES = {"hidden_size": 128, "intermediate_size": 192, "tie_word_embeddings": True}
 
 
@@ -32,12 +33,12 @@ def our_model(folder, dtype):
 
 
 def our_losses(model, batches):
-    objective, optimizer = build_objective(model), Optimizer(model, SETTINGS)
+    parameters = TrainedParameters(model, SETTINGS)
     for batch in batches:
-        loss, num_targets = objective(batch)
-        (loss / num_targets).backward()
-        optimizer.step(SETTINGS.learning_rate, optimizer.gradient_norm(), SETTINGS.max_grad_norm)
-        yield loss.item() / num_targets
+        loss = next_token_loss(model, batch)
+        (loss.sum / loss.count).backward()
+        parameters.step(SETTINGS.learning_rate, parameters.gradient_norm(), SETTINGS.max_grad_norm)
+        yield loss.sum.item() / loss.count
 
 
 def peer_model(folder, dtype):

@@ -23,12 +23,18 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pyft.config.modes import Mode
+from pyft.config.schema import TrainConfig
 from pyft.errors import PyftError
 from pyft.run.lock import claim_folder
 from pyft.run.resume import plan_run
+from pyft.tasks.perplexity import perplexity
+from pyft.tasks.task import Loss, Task
 from pyft.trainer.console import Console
 from pyft.trainer.loop import Trainer
-from pyft.trainer.settings import Completion, Question, TrainResult, TrainSettings
+from pyft.trainer.questions import Completion, Question
+from pyft.trainer.record import TrainResult
+from pyft.trainer.settings import TrainSettings
 
 VOCABULARY = 11
 WIDTH = 8
@@ -86,13 +92,23 @@ class ToyModel(nn.Module):
         return self.head(x)
 
 
-def toy_objective(model: ToyModel) -> Callable[[ToyBatch], tuple[Tensor, int]]:
-    def objective(batch: ToyBatch) -> tuple[Tensor, int]:
-        logits = model(batch.input_ids).float()
-        loss = F.cross_entropy(logits, batch.targets.reshape(-1), ignore_index=-100, reduction="sum")
-        return loss, batch.num_targets
+def toy_loss(model: ToyModel, batch: ToyBatch) -> Loss:
+    logits = model(batch.input_ids).float()
+    loss = F.cross_entropy(logits, batch.targets.reshape(-1), ignore_index=-100, reduction="sum")
+    return Loss(loss, batch.num_targets)
 
-    return objective
+
+class ToyTask(Task):
+    mode = Mode("toy", "texts")
+
+    def __init__(self, objective: Callable[[ToyModel, ToyBatch], Loss] = toy_loss):
+        self._objective = objective
+
+    def objective(self, model: ToyModel, batch: ToyBatch) -> Loss:
+        return self._objective(model, batch)
+
+    def evaluation_metrics(self, loss: float) -> dict[str, float]:
+        return {"perplexity": perplexity(loss)}
 
 
 def greedy(model: ToyModel) -> Callable[[list[int]], Completion]:
@@ -153,7 +169,7 @@ def toy_trainer(
     folder.mkdir(parents=True, exist_ok=True)
     model = model or ToyModel()
     source = source or ToySource(7)
-    numbers = TrainSettings(**{**SMALL, **(settings or {})})
+    numbers = TrainSettings.of(TrainConfig(**{**SMALL, **(settings or {})}))
     plan = plan_run(
         folder,
         resume,
@@ -162,7 +178,7 @@ def toy_trainer(
     )
     return Trainer(
         model=model,
-        objective=others.pop("objective", None) or toy_objective(model),
+        task=others.pop("task", None) or ToyTask(others.pop("objective", toy_loss)),
         train=source,
         validation=validation or ToySource(3),
         settings=numbers,
@@ -246,7 +262,7 @@ def _sleeping(milliseconds: float) -> Callable[[int], None]:
     return lambda index: time.sleep(milliseconds / 1000)
 
 
-def _hang(batch: ToyBatch) -> None:
+def _hang(model: ToyModel, batch: ToyBatch) -> None:
     """Never returns, nor runs another instruction of Python, so no handler either."""
     print("hanging", flush=True)
     mutex = ctypes.create_string_buffer(64)  # all zero: an unlocked pthread_mutex_t

@@ -38,18 +38,19 @@ from timing import OURS, Case
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from pyft.assemble import build_objective
+from pyft.config.schema import TrainConfig
 from pyft.model.adapters import attach_adapters
 from pyft.model.layers.lora_linear import LoRALinear
 from pyft.model.load import enable_gradient_checkpointing, load_model
 from pyft.model.memory import peak_memory_bytes, reset_peak_memory
 from pyft.ops.nf4 import nf4_from_bitsandbytes
-from pyft.trainer.optim import Optimizer
+from pyft.tasks.next_token import next_token_loss
+from pyft.trainer.parameters import TrainedParameters
 from pyft.trainer.settings import TrainSettings
 
 PEER = "transformers + peft + bitsandbytes"
 PEER_IN_FLOAT32 = f"{PEER} in float32"
-_SETTINGS = TrainSettings(learning_rate=2e-4, max_grad_norm=1.0)
+_SETTINGS = TrainSettings.of(TrainConfig(learning_rate=2e-4, max_grad_norm=1.0))
 _ALPHA = 16
 
 Step = Callable[[], float]
@@ -161,13 +162,13 @@ def load_ours(folder: Path, shape: shapes.Shape, dtype: str, device: str) -> nn.
 
 
 def _our_step(model: nn.Module, row: SimpleNamespace) -> Step:
-    objective, optimizer = build_objective(model), Optimizer(model, _SETTINGS)
+    parameters = TrainedParameters(model, _SETTINGS)
 
     def step() -> float:
-        loss, num_targets = objective(row)
-        (loss / num_targets).backward()
-        optimizer.step(_SETTINGS.learning_rate, optimizer.gradient_norm(), _SETTINGS.max_grad_norm)
-        return loss.item() / num_targets
+        loss = next_token_loss(model, row)
+        (loss.sum / loss.count).backward()
+        parameters.step(_SETTINGS.learning_rate, parameters.gradient_norm(), _SETTINGS.max_grad_norm)
+        return loss.sum.item() / loss.count
 
     return step
 

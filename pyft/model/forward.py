@@ -46,10 +46,10 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
 def _inputs(model: PreTrainedModel, batch: PackedRow) -> dict[str, Any]:
     # Sent to the device here, once, and not again by every layer.
     device = model.get_input_embeddings().weight.device
-    cu_seqlens = batch.cu_seqlens.to(device)
+    cu_seqlens = batch.cu_seqlens.to(device, non_blocking=True)
     return {
-        "input_ids": batch.input_ids.to(device),
-        "position_ids": batch.position_ids.to(device),
+        "input_ids": batch.input_ids.to(device, non_blocking=True),
+        "position_ids": batch.position_ids.to(device, non_blocking=True),
         "cu_seq_lens_q": cu_seqlens,
         "cu_seq_lens_k": cu_seqlens,
         "max_length_q": batch.max_seqlen,

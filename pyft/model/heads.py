@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -51,16 +52,26 @@ class Head:
         return self.model.get_output_embeddings().bias
 
 
-def head_of(model: PreTrainedModel) -> Head | str:
-    """Find out how the logits come from the hidden states, by one forward of four tokens.
+_FOUND: WeakKeyDictionary[nn.Module, tuple[float, float | None] | str] = WeakKeyDictionary()
+"""Model -> what its probe found: scale and cap, or why the head is not a known one."""
 
-    Returns:
-        The head, or why it is not a known one.
+
+def head_of(model: PreTrainedModel) -> Head | str:
+    """Tell how the logits come from the hidden states: the head, or why it is not a known one.
+
+    The first call costs a forward of four tokens; later ones may be made at each batch.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         return f"the output head is a {type(head).__name__}"
+    if model not in _FOUND:
+        _FOUND[model] = _probe(model, head)
+    found = _FOUND[model]
+    return found if isinstance(found, str) else Head(model, *found)
 
+
+def _probe(model: PreTrainedModel, head: nn.Linear) -> tuple[float, float | None] | str:
+    """Read scale and cap off one forward of four tokens."""
     seen: dict[str, Tensor] = {}
 
     def capture(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -84,7 +95,7 @@ def head_of(model: PreTrainedModel) -> Head | str:
         return "the model does more to its logits than to scale and cap them"
     if not torch.equal(seen["hidden"].reshape(hidden.shape), hidden):
         return "the model changes the hidden states before the output head"
-    return Head(model, *found)
+    return found
 
 
 _TINY, _HUGE = 2.0**-20, 1e30  # too small for any cap to bend, too large for any not to be reached

@@ -100,20 +100,5 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def perplexity(loss: float) -> float:
-    """Give exp(loss), infinite where that overflows.
-
-    Args:
-        loss: mean loss over tokens, in nats.
-
-    Returns:
-        The perplexity.
-    """
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
-
-
 def _is_finite(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)

@@ -21,12 +21,7 @@ class Console:
     """Shows the course of one run."""
 
     def __init__(self, *, logging_steps: int = 1, out: TextIO | None = None):
-        """Prepare to show.
-
-        Args:
-            logging_steps: a line each so many steps where there is no bar, and at least every 25.
-            out: where to; standard output by default.
-        """
+        """Show on `out`: where there is no bar a line each `logging_steps`, and at least every 25."""
         self._out = sys.stdout if out is None else out
         self._every = min(logging_steps, LINE_EVERY_STEPS)
         self._bar: tqdm | None = None
@@ -34,13 +29,7 @@ class Console:
         self._started = 0.0
 
     def start(self, stage: str, done: int, total: int) -> None:
-        """Begins to count.
-
-        Args:
-            stage: the run's name, shown before the bar.
-            done: steps done already.
-            total: steps of the run.
-        """
+        """Begin to count, with some steps done already; the bar is named for the stage."""
         self._first, self._total, self._started = done, total, time.perf_counter()
         if self._out.isatty():
             self._bar = tqdm(
@@ -79,11 +68,15 @@ class Console:
             )
 
     def evaluation(self, row: dict[str, Any]) -> None:
-        """Show an evaluation from its log row."""
-        self.note(
-            f"step {row['step']}/{self._total}  validation loss {row['eval_loss']:.4f}  "
-            f"perplexity {row['eval_perplexity']:.2f}"
-        )
+        """Show an evaluation from its log row: the loss, and every metric beside it."""
+        metrics = {
+            name.removeprefix("eval_").replace("_", " "): value
+            for name, value in row.items()
+            if name.startswith("eval_") and isinstance(value, float)
+        }
+        loss = metrics.pop("loss")
+        others = "".join(f"  {name} {value:.4g}" for name, value in metrics.items())
+        self.note(f"step {row['step']}/{self._total}  validation loss {loss:.4f}{others}")
 
     def answer(self, row: dict[str, Any]) -> None:
         """Show a question and its answer from a row of samples.jsonl."""

@@ -1,4 +1,4 @@
-"""Looking at the model without touching the run: validation loss, and questions answered.
+"""Measuring the model without touching the run.
 
 Whatever happens in here, the run goes on as if it had not: no gradients, dropout off, the random generators
 put back. It can be left at any batch or answer (signals), and is then done again from the start after a
@@ -7,17 +7,19 @@ resumption.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from pyft.trainer.rng import same_rng_after
+from pyft.trainer.totals import Totals, add_metrics
 
 if TYPE_CHECKING:
-    from pyft.trainer.settings import BatchSource, Generate, Objective, Question
+    from pyft.tasks.task import Task
+    from pyft.trainer.batches import Batches
 
 
 class EvaluationStopped(Exception):
@@ -26,7 +28,7 @@ class EvaluationStopped(Exception):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation for the time of a block, and lets the block draw random numbers unseen."""
+    """Put a model into evaluation for the time of a block, and let the block draw random numbers unseen."""
     was_training = model.training
     model.eval()
     try:
@@ -36,49 +38,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def validation_loss(objective: Objective, source: BatchSource, poll: Callable[[], None]) -> tuple[float, int]:
-    """Measures the mean loss over all targets of a source.
+def measure(
+    task: Task, model: nn.Module, batches: Batches, poll: Callable[[], None]
+) -> dict[str, float | int]:
+    """Return the `eval_` fields of a log row, from every batch of epoch 0.
 
-    Args:
-        objective: as in training.
-        source: every batch of its epoch 0 is taken once.
-        poll: called before each batch; may raise EvaluationStopped.
-
-    Returns:
-        The sum of all losses over the number of all targets (NaN when there is none), and that number.
+    `poll` is called before each batch, and may raise EvaluationStopped. Without a target the loss is NaN.
     """
-    loss_sum, num_targets = 0.0, 0
-    for index in range(source.num_batches):
+    totals, num_targets = Totals(), 0
+    for index in range(batches.num_batches):
         poll()
-        batch = source.batch(0, index)
-        if batch.num_targets > 0:
-            batch_sum, batch_targets = objective(batch)
-            loss_sum += batch_sum.item()
-            num_targets += batch_targets
-    return (loss_sum / num_targets if num_targets else float("nan")), num_targets
-
-
-def ask(
-    questions: Sequence[Question], generate: Generate, poll: Callable[[], None], facts: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
-    """Has questions answered, one after another.
-
-    Args:
-        questions: what to ask.
-        generate: answers one.
-        poll: called before and after each answer; may raise EvaluationStopped.
-        facts: the row's first fields: stage, step, when.
-
-    Yields:
-        A row of samples.jsonl for each.
-    """
-    for question in questions:
-        poll()
-        completion = generate(question.input_ids)
-        poll()  # an answer that a signal cut short is no answer
-        yield {
-            **facts,
-            "prompt": question.prompt,
-            "completion": completion.text,
-            "stopped": completion.stopped,
-        }
+        batch = batches.batch(0, index)
+        if task.count(batch) > 0:
+            totals.add(task.objective(model, batch))
+            num_targets += batch.num_targets
+    metrics = totals.fetch()
+    loss = metrics.pop("loss")
+    fields = {"loss": loss, **task.evaluation_metrics(loss), "num_target_tokens": num_targets}
+    return {f"eval_{name}": value for name, value in add_metrics(fields, metrics).items()}

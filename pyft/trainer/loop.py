@@ -1,13 +1,14 @@
 """The loop: windows of micro-batches, optimizer steps, and what happens between them.
 
     window      gradient_accumulation_steps micro-batches of one epoch (the last of an epoch may be shorter)
-    step        every batch's loss sum / targets of the window, backward; finite? clip, AdamW; one log row
+    step        every batch's loss sum / count of the window, backward; finite? clip, optimizer; one log row
     boundary    evaluation and questions when due, then a save when due or asked for, then a stop if asked for
 
 A checkpoint is the state at a boundary. One made before an evaluation that is due there says so (`pending`),
 and the run that resumes it evaluates first: logs come out the same however often a run is stopped.
 
-Left out: more than one process, prefetching. Which batches, which model, which loss: the caller's.
+A step waits for the device once: loss, metrics and gradient norm are fetched together before the weights
+change. Left out: more than one process. Which batches, which model: the caller's; which loss: the task's.
 """
 
 from __future__ import annotations
@@ -21,24 +22,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyft.errors import DataError, Interrupted, NumericsError, memory_errors
 from pyft.run.faults import Faults
-from pyft.run.log import perplexity
 from pyft.run.resume import Plan
 from pyft.trainer.console import Console
-from pyft.trainer.evaluate import EvaluationStopped, ask, evaluating, validation_loss
-from pyft.trainer.optim import Optimizer, learning_rate_at
-from pyft.trainer.record import Boundary, Progress, RunRecord
+from pyft.trainer.evaluate import EvaluationStopped, evaluating, measure
+from pyft.trainer.parameters import TrainedParameters
+from pyft.trainer.questions import Generate, Question, ask
+from pyft.trainer.record import Boundary, LoadWeights, Progress, RunRecord, SaveWeights, TrainResult
 from pyft.trainer.rng import seed_everything
-from pyft.trainer.settings import Question, TrainResult, TrainSettings
+from pyft.trainer.schedule import learning_rate_at
+from pyft.trainer.settings import TrainSettings
 from pyft.trainer.signals import SignalWatch
+from pyft.trainer.totals import Totals, add_metrics
 from pyft.trainer.trackers import Trackers
 
 if TYPE_CHECKING:
     from pyft.data.batches.collate import Batch
-    from pyft.trainer.settings import BatchSource, Generate, LoadWeights, Objective, SaveWeights
+    from pyft.tasks.task import Task
+    from pyft.trainer.batches import Batches
 
 MAX_SKIPPED_IN_A_ROW = 3
 
@@ -50,15 +54,15 @@ class Trainer:
         self,
         *,
         model: nn.Module,
-        objective: Objective,
-        train: BatchSource,
+        task: Task,
+        train: Batches,
         settings: TrainSettings,
         plan: Plan,
         folder: Path,
         stage: str,
         save_weights: SaveWeights,
         load_weights: LoadWeights,
-        validation: BatchSource | None = None,
+        validation: Batches | None = None,
         questions: Sequence[Question] = (),
         generate: Generate | None = None,
         save_result: SaveWeights | None = None,
@@ -71,7 +75,7 @@ class Trainer:
 
         Args:
             model: its parameters that require a gradient are trained.
-            objective: the loss.
+            task: the loss and what is measured beside it.
             train: the batches.
             settings: the numbers.
             plan: how to begin, from `plan_run`.
@@ -79,7 +83,7 @@ class Trainer:
             stage: the name written into the rows.
             save_weights: writes the trained weights of a checkpoint.
             load_weights: reads them back.
-            validation: batches to measure the validation loss on.
+            validation: batches that are only measured.
             questions: asked before, during and after.
             generate: answers a question.
             save_result: writes the files of the finished run, put into `folder` at the end.
@@ -87,16 +91,12 @@ class Trainer:
             trackers: of "tensorboard", "wandb".
             signals: the watch, when the caller set one up earlier.
             console: where to show things.
-
-        Raises:
-            DataError: there is no batch to train on.
-            ValueError: questions without a `generate`.
         """
         if train.num_batches < 1:
             raise DataError("the training data give no batch (data.train): nothing can be learned from them")
         if questions and generate is None:
             raise ValueError("questions need a generate function")
-        self._model, self._objective, self._settings, self._plan = model, objective, settings, plan
+        self._model, self._task, self._settings, self._plan = model, task, settings, plan
         self._train, self._validation = train, validation
         self._questions, self._generate = questions, generate
         self._folder, self._stage, self._memory_fn = folder, stage, memory_fn
@@ -108,7 +108,7 @@ class Trainer:
         self._total, self._progress = plan.total_steps, Progress()
 
     def run(self) -> TrainResult:
-        """Trains to the end.
+        """Train to the end.
 
         What stops it early: Interrupted (a signal, after a save), NumericsError (three steps in a row were
         not finite; the weights are those before), OutOfMemory (with what was asked for), DiskError (what was
@@ -135,8 +135,8 @@ class Trainer:
     def _run(self) -> TrainResult:
         seed_everything(self._settings.seed)
         self._model.train()
-        self._optimizer = Optimizer(self._model, self._settings)
-        self._progress, is_pending = self._record.begin(self._optimizer, self._load_weights)
+        self._parameters = TrainedParameters(self._model, self._settings)
+        self._progress, is_pending = self._record.begin(self._parameters, self._load_weights)
         progress = self._progress
         self._trackers.open(self._folder, self._stage, self._plan.identity, progress.step + 1)
         self._console.start(self._stage, progress.step, self._total)
@@ -145,26 +145,28 @@ class Trainer:
         while progress.step < self._total:
             self._step()
             self._boundary()
-        self._record.finish(progress, self._optimizer, self._save_result)
+        self._record.finish(progress, self._parameters, self._save_result)
         return self._result(asdict(progress))
 
     def _step(self) -> None:
-        """One window of micro-batches, one row."""
+        """Learn from one window of micro-batches, and write its row."""
         started = time.perf_counter()
         progress, step = self._progress, self._progress.step + 1
         window = self._next_window()
         num_targets = sum(batch.num_targets for batch in window)
         rate = learning_rate_at(self._settings, step, self._total)
-        loss, norm = self._backward(window, num_targets, step)
-        if is_learned := num_targets > 0 and math.isfinite(loss) and math.isfinite(norm):
-            self._optimizer.step(rate, norm, self._settings.max_grad_norm)
+        metrics, gradient_norm = self._backward(window, step)
+        loss, norm = metrics.pop("loss"), metrics.pop("grad_norm")
+        was_run = gradient_norm is not None
+        if is_learned := was_run and math.isfinite(loss) and math.isfinite(norm):
+            self._parameters.step(rate, gradient_norm, self._settings.max_grad_norm)
             progress.num_skipped_in_a_row, progress.last_loss = 0, loss
             progress.num_target_tokens += num_targets
         else:
-            self._optimizer.drop_gradients()
+            self._parameters.drop_gradients()
             progress.num_skipped_steps += 1
-            progress.num_skipped_in_a_row += num_targets > 0
-            why = f"loss {loss}, gradient norm {norm}" if num_targets else "0 trained tokens in its batches"
+            progress.num_skipped_in_a_row += was_run
+            why = f"loss {loss}, gradient norm {norm}" if was_run else "0 trained tokens in its batches"
             self._console.note(
                 f"warning: step {step} is skipped: {why} ({progress.num_skipped_steps} so far)"
             )
@@ -175,15 +177,16 @@ class Trainer:
             "stage": self._stage,
             "step": step,
             "epoch": self._epochs(),
-            "loss": loss if num_targets else None,
-            "grad_norm": norm if num_targets else None,
+            "loss": loss,
+            "grad_norm": norm,
             "learning_rate": rate,
             "tokens_per_second": num_tokens / (time.perf_counter() - started),
             "num_tokens": num_tokens,
             "num_target_tokens": num_targets,
             "peak_memory_bytes": self._memory_fn(),
         }
-        self._show_step(row if is_learned else {**row, "skipped": True})
+        row = add_metrics(row, metrics)
+        self._log(row if is_learned else {**row, "skipped": True}, self._console.step)
         if progress.num_skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise NumericsError(
                 f"loss or gradients not finite {MAX_SKIPPED_IN_A_ROW} steps in a row ({self._stage}, step "
@@ -199,30 +202,30 @@ class Trainer:
         )
         return window
 
-    def _backward(self, window: Sequence[Batch], num_targets: int, step: int) -> tuple[float, float]:
-        """Accumulates the window's gradients; gives the mean loss per target and the gradients' norm."""
+    def _backward(self, window: Sequence[Batch], step: int) -> tuple[dict[str, float | None], Tensor | None]:
+        """Accumulate the window's gradients; return the means and the norm, and the norm on the device."""
         if self._faults.strikes("oom", step):
             raise torch.OutOfMemoryError("out of memory, injected (PYFT_FAULT). Tried to allocate 1.00 GiB")
-        sums, num_summed = [], 0
-        for batch in window:
-            if batch.num_targets == 0:
+        counts, totals = [self._task.count(batch) for batch in window], Totals()
+        for batch, count in zip(window, counts, strict=True):
+            if count == 0:
                 continue  # its loss is 0 and so is its gradient
-            loss_sum, batch_targets = self._objective(batch)
-            (loss_sum / num_targets).backward()
-            sums.append(loss_sum.detach().double())
-            num_summed += batch_targets
-        if num_summed != num_targets:
+            loss = self._task.objective(self._model, batch)
+            (loss.sum / sum(counts)).backward()
+            totals.add(loss)
+        if totals.counts["loss"] != sum(counts):
             raise RuntimeError(
-                f"the objective summed over {num_summed} targets, the batches say {num_targets}"
+                f"the objective summed over {totals.counts['loss']} targets, the batches say {sum(counts)}"
             )
-        if not sums:
-            return 0.0, 0.0
+        if not any(counts):
+            return {"loss": None, "grad_norm": None}, None
         if self._faults.strikes("nan_grad", step):
-            self._optimizer.gradients()[0].fill_(math.nan)
-        return torch.stack(sums).sum().item() / num_targets, self._optimizer.gradient_norm()
+            self._parameters.gradients()[0].fill_(math.nan)
+        norm = self._parameters.gradient_norm()
+        return totals.fetch(grad_norm=norm), norm
 
     def _boundary(self) -> None:
-        """Evaluate, saves and stops, each when due. Signals count here, and within the evaluation."""
+        """Evaluate, save and stop, each when due. Signals count here, and within the evaluation."""
         step, signals, save_every = self._progress.step, self._signals, self._settings.save_steps
         is_due = self._evaluation_due()
         is_saving = step > 0 and (step == self._total or (save_every is not None and step % save_every == 0))
@@ -244,7 +247,7 @@ class Trainer:
     def _evaluation_due(self) -> bool:
         step, every = self._progress.step, self._settings.eval_steps
         if step == 0:
-            return bool(self._questions) or (self._validation is not None and self._settings.eval_on_start)
+            return bool(self._questions)
         return step == self._total or (every is not None and step % every == 0)
 
     def _evaluate(self, boundary: Boundary) -> None:
@@ -257,14 +260,11 @@ class Trainer:
         step = self._progress.step
         poll()
         with evaluating(self._model):
-            if self._validation is not None and (step > 0 or self._settings.eval_on_start):
-                loss, num_targets = validation_loss(self._objective, self._validation, poll)
-                row = {"stage": self._stage, "step": step, "epoch": self._epochs(), "eval_loss": loss}
-                row |= {"eval_perplexity": perplexity(loss), "eval_num_target_tokens": num_targets}
-                self._progress.eval_loss = loss if math.isfinite(loss) else None
-                self._record.write_row(row)
-                self._trackers.log(row)
-                self._console.evaluation(row)
+            if self._validation is not None and step > 0:
+                facts = {"stage": self._stage, "step": step, "epoch": self._epochs()}
+                row = facts | measure(self._task, self._model, self._validation, poll)
+                self._progress.eval_loss = row["eval_loss"] if math.isfinite(row["eval_loss"]) else None
+                self._log(row, self._console.evaluation)
             when = "before" if step == 0 else "after" if step == self._total else "during"
             facts = {"stage": self._stage, "step": step, "when": when}
             for answer in ask(self._questions, self._generate, poll, facts):
@@ -272,17 +272,17 @@ class Trainer:
                 self._console.answer(answer)
 
     def _save(self, boundary: Boundary) -> Path:
-        return self._record.save(boundary, self._progress, self._optimizer, self._save_weights)
+        return self._record.save(boundary, self._progress, self._parameters, self._save_weights)
 
     def _save_and_stop(self, boundary: Boundary) -> NoReturn:
         saved = self._save(boundary)
         self._console.note(f"stopped by a signal, saved as {saved}: the same command goes on from there")
         raise Interrupted(self._signals.stop_signal)
 
-    def _show_step(self, row: dict[str, Any]) -> None:
+    def _log(self, row: dict[str, Any], show: Callable[[dict[str, Any]], None]) -> None:
         self._record.write_row(row)
         self._trackers.log(row)
-        self._console.step(row)
+        show(row)
 
     def _result(self, progress: dict[str, Any], *, already_finished: bool = False) -> TrainResult:
         counts = {key: progress[key] for key in ("step", "num_skipped_steps", "last_loss", "eval_loss")}

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,12 +22,15 @@ from pyft.run import layout
 from pyft.run.faults import Faults
 from pyft.run.log import JsonLog, read_rows
 from pyft.run.resume import Plan
-from pyft.trainer.optim import Optimizer
+from pyft.trainer.parameters import TrainedParameters
 from pyft.trainer.plot import plot_loss
 from pyft.trainer.rng import rng_state, same_rng_after, set_rng_state
 
-if TYPE_CHECKING:
-    from pyft.trainer.settings import LoadWeights, SaveWeights
+SaveWeights = Callable[[Path], None]
+"""Writes the trained weights into an existing folder, under the same file names each time; nowhere else."""
+
+LoadWeights = Callable[[Path], None]
+"""Reads what `SaveWeights` wrote back into the live model, in place: parameters stay the same objects."""
 
 
 @dataclass
@@ -46,6 +49,18 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class TrainResult:
+    """How a run ended. `already_finished`: it had ended before, and nothing was touched."""
+
+    step: int
+    total_steps: int
+    num_skipped_steps: int
+    last_loss: float | None
+    eval_loss: float | None
+    already_finished: bool = False
+
+
+@dataclass(frozen=True)
 class Boundary:
     """The generators and the logs' lengths as a step left them; `pending`: an evaluation is due there."""
 
@@ -60,15 +75,7 @@ class RunRecord:
     def __init__(
         self, folder: Path, stage: str, plan: Plan, save_total_limit: int, note: Callable[[str], None]
     ):
-        """Open the logs.
-
-        Args:
-            folder: the run's folder.
-            stage: its name.
-            plan: how it begins.
-            save_total_limit: how many checkpoints stay.
-            note: shows a line.
-        """
+        """Open the logs; `note` shows a line."""
         self._folder, self._stage, self._plan, self._note = folder, stage, plan, note
         self._limit = save_total_limit
         self._faults = Faults()
@@ -77,13 +84,8 @@ class RunRecord:
         self._samples = JsonLog(folder / layout.SAMPLES)
         self._logs = {layout.LOG: self._rows, layout.SAMPLES: self._samples}
 
-    def begin(self, optimizer: Optimizer, load_weights: LoadWeights) -> tuple[Progress, bool]:
-        """Make the folder ready, and restores weights, optimizer, generators and logs from the plan's
-        checkpoint.
-
-        Args:
-            optimizer: the run's.
-            load_weights: reads the weights into the model.
+    def begin(self, parameters: TrainedParameters, load_weights: LoadWeights) -> tuple[Progress, bool]:
+        """Make the folder ready, and restore what the plan's checkpoint has.
 
         Returns:
             Where the run is, and whether an evaluation is due there before the next step.
@@ -103,7 +105,7 @@ class RunRecord:
                 if not log.cut(state["log_bytes"][name]):
                     self._note(f"warning: {name} is not as the checkpoint knew it: rows are lost")
         load_weights(source)
-        optimizer.load(source / layout.OPTIMIZER)
+        parameters.load(source / layout.OPTIMIZER)
         set_rng_state(load_file(source / layout.RNG_STATE))
         return Progress(**state["progress"]), state["pending"]
 
@@ -129,21 +131,16 @@ class RunRecord:
             self._logs[name].cut(size_bytes)
 
     def save(
-        self, boundary: Boundary, progress: Progress, optimizer: Optimizer, save_weights: SaveWeights
+        self,
+        boundary: Boundary,
+        progress: Progress,
+        parameters: TrainedParameters,
+        save_weights: SaveWeights,
     ) -> Path:
-        """Write checkpoint-<step> and lets the oldest go.
+        """Write checkpoint-<step> and let the oldest go.
 
         One that this course of the run has at this step already is left as it is: it differs at most in
         being made before the step's evaluation, and a resumption does that again.
-
-        Args:
-            boundary: the moment to save.
-            progress: the position and counters of it.
-            optimizer: the run's.
-            save_weights: writes the weights.
-
-        Returns:
-            The checkpoint.
         """
         if self._last_saved is not None and layout.checkpoint_step(self._last_saved) == progress.step:
             return self._last_saved
@@ -160,7 +157,7 @@ class RunRecord:
             log.sync()
         writers = (
             save_weights,
-            lambda folder: optimizer.save(folder / layout.OPTIMIZER),
+            lambda folder: parameters.save(folder / layout.OPTIMIZER),
             lambda folder: save_file(boundary.rng, folder / layout.RNG_STATE),
             lambda folder: write_new_file(
                 folder / layout.TRAINER_STATE, json.dumps(state, indent=1).encode()
@@ -168,22 +165,21 @@ class RunRecord:
         )
         with same_rng_after():
             self._last_saved = checkpoints.write_checkpoint(
-                self._folder, progress.step, writers, needed_bytes=optimizer.state_bytes, faults=self._faults
+                self._folder, progress.step, writers, needed_bytes=parameters.state_bytes, faults=self._faults
             )
         self._faults.kill("kill_before_rotate", progress.step)
         checkpoints.rotate(self._folder, self._limit, keep=self._plan.checkpoint)
         return self._last_saved
 
-    def finish(self, progress: Progress, optimizer: Optimizer, save_result: SaveWeights | None) -> None:
+    def finish(
+        self, progress: Progress, parameters: TrainedParameters, save_result: SaveWeights | None
+    ) -> None:
         """Put the result and the loss curve into the folder, and last the mark that the run has ended.
 
-        Args:
-            progress: the run's last.
-            optimizer: the run's, which knows how large the weights are.
-            save_result: writes the result's files. If that fails, the last checkpoint still leads here.
+        If `save_result` fails, the last checkpoint still leads here.
         """
         if save_result is not None:
-            checkpoints.publish(self._folder, save_result, needed_bytes=optimizer.weight_bytes)
+            checkpoints.publish(self._folder, save_result, needed_bytes=parameters.weight_bytes)
         if problem := plot_loss(self._folder / layout.PLOT, read_rows(self._folder / layout.LOG)):
             self._note(f"warning: {problem}")
         ended = {"stage": self._stage, **asdict(progress), "identity": self._plan.identity}

@@ -11,13 +11,14 @@ import pytest
 import torch
 from tiny_models import pack, random_samples, saved_model
 
-from pyft.assemble import build_objective
+from pyft.config.schema import TrainConfig
 from pyft.model.adapters import attach_adapters, trainable_state
 from pyft.model.load import enable_gradient_checkpointing, load_model
-from pyft.trainer.optim import Optimizer
+from pyft.tasks.next_token import next_token_loss
+from pyft.trainer.parameters import TrainedParameters
 from pyft.trainer.settings import TrainSettings
 
-SETTINGS = TrainSettings(learning_rate=1e-2, max_grad_norm=1.0)
+SETTINGS = TrainSettings.of(TrainConfig(learning_rate=1e-2, max_grad_norm=1.0))
 # How far losses and adapters may lie apart. Adam divides by the gradient's size, which leaves the sign of
 # what bfloat16 rounds away, and the second step begins with that.
 DTYPES = {"float32": (torch.float32, 2e-5, 1e-4), "bfloat16": (torch.bfloat16, 5e-3, 8e-2)}
@@ -32,13 +33,13 @@ def train(folder, dtype):
     model = load_model(folder, dtype=dtype, quantization="nf4")
     attach_adapters(model, r=4, lora_alpha=8, lora_dropout=0.1, seed=0)
     enable_gradient_checkpointing(model.train())
-    objective, optimizer = build_objective(model), Optimizer(model, SETTINGS)
+    parameters = TrainedParameters(model, SETTINGS)
     losses = []
     for seed in range(3):
-        loss, num_targets = objective(pack(random_samples([17, 6], seed=seed)))
-        (loss / num_targets).backward()
-        optimizer.step(SETTINGS.learning_rate, optimizer.gradient_norm(), SETTINGS.max_grad_norm)
-        losses.append(loss.item() / num_targets)
+        loss = next_token_loss(model, pack(random_samples([17, 6], seed=seed)))
+        (loss.sum / loss.count).backward()
+        parameters.step(SETTINGS.learning_rate, parameters.gradient_norm(), SETTINGS.max_grad_norm)
+        losses.append(loss.sum.item() / loss.count)
     return torch.tensor(losses), trainable_state(model)
 
 

@@ -10,9 +10,9 @@ from pyft.errors import ConfigError
 from pyft.model.adapters import attach_adapters
 from pyft.model.attention import NAME, register_packed_attention
 from pyft.model.forward import forward_hidden, forward_logits
-from pyft.model.heads import Head, head_of
+from pyft.model.heads import head_of
 from pyft.model.load import load_model
-from pyft.trainer.objective import causal_lm_objective, logits_objective
+from pyft.tasks.next_token import next_token_loss
 
 # model type, changes to its config, and what the logits must be found to be: scale, softcap
 CASES = [
@@ -46,7 +46,7 @@ def test_loss_equals_the_models_own(model_type, changes, scale_and_cap):
     assert (head.bias is not None) == (model_type == "phi")
     scale, softcap = scale_and_cap
     assert head.scale == pytest.approx(scale, rel=1e-6) and head.softcap == softcap
-    loss = objective_of(model, head)(batch)[0]
+    loss = next_token_loss(model, batch).sum
     expected, counted = 0.0, 0
     for sample, wanted in zip(samples, labels, strict=True):
         num = sum(label != -100 for label in wanted[1:])
@@ -60,29 +60,17 @@ def test_loss_equals_the_models_own(model_type, changes, scale_and_cap):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4 * b.grad.abs().max().item(), msg=name)
 
 
-def objective_of(model, head: Head | str):
-    if isinstance(head, str):
-        return logits_objective(lambda batch: forward_logits(model, batch))
-    return causal_lm_objective(
-        lambda batch: forward_hidden(model, batch),
-        lambda: (head.weight, head.bias),
-        logit_scale=head.scale,
-        logit_softcap=head.softcap,
-    )
-
-
 def test_the_head_is_looked_up_at_each_batch():
     register_packed_attention()
     model = random_model("llama", attention=NAME, tie_word_embeddings=False)
     batch = pack(random_samples([2, 7]))
-    objective = objective_of(model, head_of(model))
-    objective(batch)
+    next_token_loss(model, batch)
     model.set_output_embeddings(torch.nn.Linear(*reversed(model.lm_head.weight.shape), bias=True))
     model.lm_head.weight = torch.nn.Parameter(torch.randn(model.lm_head.weight.shape))
     expected = torch.nn.functional.cross_entropy(
         forward_logits(model, batch), batch.targets[0], reduction="sum"
     )
-    loss, _ = objective(batch)
+    loss = next_token_loss(model, batch).sum
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert model.lm_head.weight.grad is not None and model.lm_head.bias.grad is not None
@@ -139,7 +127,7 @@ def test_an_adapted_head_is_not_plain(tmp_path):
     attach_adapters(model, r=2, lora_alpha=2, lora_dropout=0.0, target_modules=["lm_head"], seed=0)
     assert head_of(model) == "the output head is a LoRALinear"
     batch = pack(random_samples([5]))
-    loss, _ = objective_of(model, head_of(model))(batch)
+    loss = next_token_loss(model, batch).sum
     expected = torch.nn.functional.cross_entropy(
         forward_logits(model, batch), batch.targets[0], reduction="sum"
     )

@@ -6,11 +6,13 @@ import shutil
 
 import pytest
 import torch
-from toy import rows, same_run, toy_run, toy_trainer, trained
+from toy import rows, same_run, toy_loss, toy_run, toy_trainer, trained
 
+from pyft.config.schema import TrainConfig
 from pyft.errors import ConfigError
 from pyft.run.checkpoint import problems
 from pyft.run.layout import list_checkpoints
+from pyft.tasks.task import Loss
 from pyft.trainer.settings import MAY_CHANGE, TrainSettings
 
 
@@ -46,31 +48,19 @@ def test_random_generators_of_python_and_numpy_resume(tmp_path):
 
     import numpy
 
-    def drawing(model):
-        from toy import toy_objective
-
-        plain = toy_objective(model)
-
-        def objective(batch):
-            loss, count = plain(batch)
-            return loss * (1 + random.gauss(0, 1) + float(numpy.random.normal())), count
-
-        return objective
-
-    from toy import ToyModel
+    def drawing(model, batch):
+        loss = toy_loss(model, batch)
+        return Loss(loss.sum * (1 + random.gauss(0, 1) + float(numpy.random.normal())), loss.count)
 
     for name, stops in (("straight", [8]), ("resumed", [4, 8])):
         for max_steps in stops:
-            model = ToyModel()
             settings = {
                 "max_steps": max_steps,
                 "lr_scheduler_type": "constant",
                 "warmup_steps": 0,
                 "eval_steps": 4,
             }
-            toy_run(
-                tmp_path / name, model=model, objective=drawing(model), settings=settings, questions=False
-            )
+            toy_run(tmp_path / name, objective=drawing, settings=settings, questions=False)
     losses = [
         [row["loss"] for row in rows(tmp_path / name) if "loss" in row] for name in ("straight", "resumed")
     ]
@@ -85,7 +75,7 @@ def test_saves_more_or_fewer_change_nothing(tmp_path):
 
 def test_evaluations_more_or_fewer_change_no_weight(tmp_path):
     _, few = toy_run(tmp_path / "few", settings={"eval_steps": None}, questions=False)
-    _, many = toy_run(tmp_path / "many", settings={"eval_steps": 1, "eval_on_start": True})
+    _, many = toy_run(tmp_path / "many", settings={"eval_steps": 1})
     assert all(
         torch.equal(few, many)
         for few, many in zip(trained(few).values(), trained(many).values(), strict=True)
@@ -172,7 +162,7 @@ def test_identity_is_compared_with_a_finished_run_too(tmp_path):
 
 
 def test_only_the_documented_settings_may_change():
-    identity = TrainSettings().identity()
+    identity = TrainSettings.of(TrainConfig()).identity()
     assert not set(MAY_CHANGE) & set(identity)
     assert {"learning_rate", "seed", "gradient_accumulation_steps", "weight_decay", "warmup_steps"} <= set(
         identity

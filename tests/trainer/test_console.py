@@ -80,10 +80,10 @@ def test_output_that_cannot_spell_chinese():
 
 
 def test_a_run_prints_losses_answers_and_validation(tmp_path, capsys):
-    toy_run(tmp_path, settings={"eval_on_start": True})
+    toy_run(tmp_path)
     text = capsys.readouterr().out
     for part in (
-        "step 0/8  validation loss",
+        "step 3/8  validation loss",
         "before training  asked: one?",
         "step 3  asked: two?",
         "after training",

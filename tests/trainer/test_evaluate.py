@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy import ToyModel, ToySource, toy_objective
+from toy import ToyModel, ToySource, ToyTask
 
-from pyft.run.log import perplexity
-from pyft.trainer.evaluate import EvaluationStopped, ask, evaluating, validation_loss
-from pyft.trainer.settings import Completion, Question
+from pyft.trainer.evaluate import EvaluationStopped, evaluating, measure
+from pyft.trainer.questions import Completion, Question, ask
 
 
 def nothing():
@@ -17,19 +16,21 @@ def test_validation_loss_is_the_mean_over_all_targets():
     """Not the mean of the batches' means: the batches have unequal numbers of targets."""
     model, source = ToyModel(), ToySource(4, empty=[2])
     with evaluating(model):
-        loss, num_targets = validation_loss(toy_objective(model), source, nothing)
+        row = measure(ToyTask(), model, source, nothing)
         batches = [source.batch(0, index) for index in (0, 1, 3)]
         logits = torch.cat([model(batch.input_ids) for batch in batches]).double()
     targets = torch.cat([batch.targets.reshape(-1) for batch in batches])
     picked = targets >= 0
     expected = -logits[picked].log_softmax(-1).gather(1, targets[picked, None]).mean()
+    num_targets = row["eval_num_target_tokens"]
     assert num_targets == int(picked.sum()) == sum(batch.num_targets for batch in batches)
-    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    assert row["eval_loss"] == pytest.approx(expected.item(), rel=1e-6)
+    assert row["eval_perplexity"] == pytest.approx(expected.exp().item(), rel=1e-6)
 
 
 def test_no_target_gives_nan_not_zero():
-    loss, num_targets = validation_loss(toy_objective(ToyModel()), ToySource(2, empty=[0, 1]), nothing)
-    assert loss != loss and num_targets == 0
+    row = measure(ToyTask(), ToyModel(), ToySource(2, empty=[0, 1]), nothing)
+    assert row["eval_loss"] != row["eval_loss"] and row["eval_num_target_tokens"] == 0
 
 
 def test_evaluating_leaves_no_trace():
@@ -61,7 +62,7 @@ def test_polled_before_every_batch():
             raise EvaluationStopped
 
     with pytest.raises(EvaluationStopped):
-        validation_loss(toy_objective(ToyModel()), ToySource(5), poll)
+        measure(ToyTask(), ToyModel(), ToySource(5), poll)
     assert len(polls) == 3
 
 
@@ -70,8 +71,3 @@ def test_ask_gives_rows():
     facts = {"stage": "sft", "step": 3, "when": "during"}
     answers = list(ask(questions, lambda ids: Completion(f"{ids}", stopped=True), nothing, facts))
     assert answers == [{**facts, "prompt": "世界最高峰是什么峰？", "completion": "[5, 6]", "stopped": True}]
-
-
-def test_perplexity():
-    assert perplexity(0.0) == 1.0 and perplexity(1e4) == float("inf")
-    assert perplexity(float("nan")) != perplexity(float("nan"))

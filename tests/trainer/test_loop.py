@@ -12,14 +12,16 @@ from toy import (
     ToySource,
     rows,
     same_run,
-    toy_objective,
+    toy_loss,
     toy_run,
     toy_trainer,
     trained,
 )
 
+from pyft.config.schema import TrainConfig
 from pyft.errors import ConfigError, DataError, NumericsError, OutOfMemory
-from pyft.trainer.optim import learning_rate_at
+from pyft.tasks.task import Loss
+from pyft.trainer.schedule import learning_rate_at
 from pyft.trainer.settings import TrainSettings
 
 ROW_KEYS = [
@@ -63,15 +65,15 @@ def steps_of(folder):
 
 def test_a_step_equals_adamw_by_hand_in_float64(tmp_path):
     """Two steps of the loop against AdamW written out, on the mean over all targets of a window."""
-    settings = TrainSettings(
-        max_steps=2,
-        gradient_accumulation_steps=3,
-        learning_rate=0.05,
-        warmup_steps=0,
-        weight_decay=0.1,
-        max_grad_norm=0.3,
-    )
-    numbers = {key: getattr(settings, key) for key in settings.__dataclass_fields__}
+    numbers = {
+        "max_steps": 2,
+        "gradient_accumulation_steps": 3,
+        "learning_rate": 0.05,
+        "warmup_steps": 0,
+        "weight_decay": 0.1,
+        "max_grad_norm": 0.3,
+    }
+    settings = TrainSettings.of(TrainConfig(**numbers))
     source = ToySource(6)
     trainer, model = toy_trainer(
         tmp_path, source=source, model=ToyModel(dropout=0.0), settings=numbers, questions=False
@@ -131,7 +133,7 @@ def test_accumulation_of_four_equals_a_batch_of_four(tmp_path):
 
 
 def test_log_rows_have_the_promised_keys(tmp_path):
-    toy_run(tmp_path, memory_fn=lambda: 12345, settings={"eval_on_start": True})
+    toy_run(tmp_path, memory_fn=lambda: 12345)
     steps = steps_of(tmp_path)
     assert [row["step"] for row in steps] == list(range(1, 9))
     assert all(list(row) == ROW_KEYS for row in steps)
@@ -139,7 +141,7 @@ def test_log_rows_have_the_promised_keys(tmp_path):
     assert [row["epoch"] for row in steps[:4]] == [0.285714, 0.571429, 0.857143, 1.0]
     assert [row["num_tokens"] for row in steps[:4]] == [26, 26, 26, 13]  # the epoch's last window is shorter
     evaluations = [row for row in log_lines(tmp_path) if "eval_loss" in row]
-    assert [row["step"] for row in evaluations] == [0, 3, 6, 8]
+    assert [row["step"] for row in evaluations] == [3, 6, 8]
     assert all("loss" not in row for row in evaluations)
     assert all(row["eval_perplexity"] == pytest.approx(math.exp(row["eval_loss"])) for row in evaluations)
 
@@ -213,17 +215,13 @@ def test_many_windows_without_targets_are_no_numeric_error(tmp_path):
 def test_batch_without_targets_in_a_window_is_not_run(tmp_path):
     ran = []
 
-    model = ToyModel()
-    plain = toy_objective(model)
-
-    def objective(batch):
+    def objective(model, batch):
         ran.append(batch.num_targets)
-        return plain(batch)
+        return toy_loss(model, batch)
 
     source = ToySource(4, empty=[1])
     toy_run(
         tmp_path,
-        model=model,
         objective=objective,
         source=source,
         validation=ToySource(1, empty=[0]),
@@ -247,13 +245,12 @@ def test_nan_gradient_skips_the_step(tmp_path, monkeypatch, capsys):
 
 def test_nan_loss_is_null_in_the_row(tmp_path):
     model = ToyModel()
-    plain = toy_objective(model)
     calls = []
 
-    def objective(batch):
+    def objective(model, batch):
         calls.append(batch)
-        loss, count = plain(batch)
-        return loss * (math.inf if len(calls) == 3 else 1.0), count
+        loss = toy_loss(model, batch)
+        return Loss(loss.sum * (math.inf if len(calls) == 3 else 1.0), loss.count)
 
     toy_run(tmp_path, model=model, objective=objective, settings={"max_steps": 3}, questions=False)
     assert [row["loss"] is None for row in steps_of(tmp_path)] == [False, True, False]
@@ -284,7 +281,7 @@ def test_out_of_memory_says_what_was_asked(tmp_path, monkeypatch, which):
         monkeypatch.setenv("PYFT_FAULT", "oom@3")
         trainer, _ = toy_trainer(tmp_path, questions=False)
     else:
-        trainer, _ = toy_trainer(tmp_path, questions=False, objective=lambda batch: torch.empty(2**50))
+        trainer, _ = toy_trainer(tmp_path, questions=False, objective=lambda model, batch: torch.empty(2**50))
     with pytest.raises(OutOfMemory) as caught:
         trainer.run()
     text = str(caught.value)
@@ -298,11 +295,10 @@ def test_out_of_memory_says_what_was_asked(tmp_path, monkeypatch, which):
 def test_evaluation_runs_without_dropout_and_training_with_it(tmp_path):
     model = ToyModel()
     modes = {"train": set(), "eval": set()}
-    plain = toy_objective(model)
 
-    def objective(batch):
+    def objective(model, batch):
         modes["eval" if not torch.is_grad_enabled() else "train"].add(model.training)
-        return plain(batch)
+        return toy_loss(model, batch)
 
     model.eval()
     toy_run(tmp_path, model=model, objective=objective)
@@ -368,10 +364,8 @@ def test_bfloat16_trains_float32_masters(tmp_path):
 
 
 def test_objective_that_counts_otherwise_is_an_error(tmp_path):
-    model = ToyModel()
-    plain = toy_objective(model)
     trainer, _ = toy_trainer(
-        tmp_path, model=model, objective=lambda batch: (plain(batch)[0], 1), questions=False
+        tmp_path, objective=lambda model, batch: Loss(toy_loss(model, batch).sum, 1), questions=False
     )
     with pytest.raises(RuntimeError, match="summed over 2 targets, the batches say"):
         trainer.run()

@@ -1,0 +1,3 @@
+from toy_fixtures import quick
+
+__all__ = ["quick"]
