@@ -22,16 +22,7 @@ _QUESTION, _INPUT, _ANSWER = (11, 0.6), (14, 0.8), (55, 1.0)
 
 
 def make_rows(num_rows: int, num_turns: int, seed: int = 0) -> list[Turns]:
-    """Conversations of `num_turns` questions and answers each.
-
-    Args:
-        num_rows: how many.
-        num_turns: questions in each.
-        seed: of everything.
-
-    Returns:
-        Each row's turns, as {"role": .., "content": ..}.
-    """
+    """Make conversations of `num_turns` questions and answers each."""
     rng = random.Random(seed)
     syllables = ["".join(parts) for parts in itertools.product(_STARTS, _MIDDLES, _ENDS)]
     words = ["".join(rng.choices(syllables, k=rng.choice((1, 2, 2, 3)))) for _ in range(_NUM_WORDS)]
@@ -59,14 +50,7 @@ def make_rows(num_rows: int, num_turns: int, seed: int = 0) -> list[Turns]:
 
 
 def read_rows(path: Path) -> list[Turns]:
-    """Rows of an alpaca or messages file, for measuring with real ones.
-
-    Args:
-        path: a .json array or .jsonl of {"instruction", "input"?, "output"} or {"messages"}.
-
-    Returns:
-        Each row's turns.
-    """
+    """Read real rows: a .json array or .jsonl of {"instruction", "input"?, "output"} or {"messages"}."""
     text = path.read_text(encoding="utf-8")
     whole = path.suffix == ".json"
     records: list[dict[str, Any]] = json.loads(text) if whole else [json.loads(t) for t in text.splitlines()]

@@ -1,9 +1,9 @@
 """How long work takes: by the host's clock on a CPU, by the device's events on a GPU.
 
 On a GPU every call meets a cold L2 cache: before it a buffer larger than the cache is written, and while the
-device does that the host is already queueing the work, so that short work is not timed by the host's speed.
-A call that allocates, waits or draws seeds as its graph is captured is what a user's step does too; a
-contender that cannot be captured is timed eagerly alone, and the reason is kept.
+device does that the host already queues the work, so that short work is not timed by the host's speed.
+A user's step also allocates, waits and draws seeds, but while its graph is captured; a contender that cannot
+be captured is timed eagerly only, and the reason is kept.
 """
 
 from __future__ import annotations
@@ -35,54 +35,24 @@ class CpuClock:
     """The host's clock; there are no graphs, and cases measure memory themselves."""
 
     def __init__(self, *, processor_time: bool = False) -> None:
-        """Choose what passes.
-
-        Args:
-            processor_time: of all threads together, in place of the wall's time.
-        """
         self._now = time.process_time if processor_time else time.perf_counter
 
     def seconds(self, work: Work) -> float:
-        """Run once and time it.
-
-        Args:
-            work: what to run.
-
-        Returns:
-            Seconds.
-        """
+        """Run once and time it."""
         start = self._now()
         work()
         return self._now() - start
 
     def capture(self, work: Work) -> Work | str | None:
-        """There are no graphs on a CPU.
-
-        Args:
-            work: what a GPU would capture.
-
-        Returns:
-            None.
-        """
+        """Return None: a CPU has no graphs."""
         return None
 
     def peak_bytes(self, work: Work) -> int | None:
-        """Memory is measured in processes of their own, by the cases that care.
-
-        Args:
-            work: what a GPU would measure.
-
-        Returns:
-            None.
-        """
+        """Return None: the cases that care measure memory in processes of their own."""
         return None
 
     def ceilings(self) -> Ceilings | None:
-        """None: the cases say how their rates compare.
-
-        Returns:
-            None.
-        """
+        """Return None: the cases say how their rates compare."""
         return None
 
 
@@ -96,14 +66,7 @@ class CudaClock:
         self._invalid: list[torch.cuda.CUDAGraph] = []  # torch's allocator goes on asking them
 
     def seconds(self, work: Work) -> float:
-        """Run once, with a cold L2 cache, and time it by events.
-
-        Args:
-            work: what to run; its work must be on the current stream when it returns.
-
-        Returns:
-            Seconds on the device, from before the first launch to after the last.
-        """
+        """Run once with a cold L2 cache and time it by events; the work is on the current stream."""
         self._flush.zero_()
         self._start.record()
         work()
@@ -112,14 +75,7 @@ class CudaClock:
         return self._start.elapsed_time(self._end) * 1e-3
 
     def capture(self, work: Work) -> Work | str | None:
-        """Capture work in a CUDA graph.
-
-        Args:
-            work: what to capture, run three times before.
-
-        Returns:
-            What replays it, or why it cannot be captured.
-        """
+        """Capture work, run three times before, in a CUDA graph; return its replay, or why there is none."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -142,14 +98,7 @@ class CudaClock:
         return graph.replay
 
     def peak_bytes(self, work: Work) -> int | None:
-        """What work takes of torch's allocator at its peak, beyond what is there before.
-
-        Args:
-            work: what to run.
-
-        Returns:
-            Bytes, the result included.
-        """
+        """Return how far torch's allocator rises during the work, its result included."""
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -158,11 +107,7 @@ class CudaClock:
         return torch.cuda.max_memory_allocated() - before
 
     def ceilings(self) -> Ceilings | None:
-        """Measure what this GPU does at most, on random data.
-
-        Returns:
-            The ceilings; medians of ten.
-        """
+        """Measure what this GPU does at most, on random data: medians of ten."""
         source = torch.randint(0, 255, (1 << 30,), dtype=torch.uint8, device="cuda")
         target = torch.empty_like(source)
         copy = self._median(lambda: target.copy_(source))
@@ -178,13 +123,5 @@ class CudaClock:
 
 
 def clock_of(device: str, *, processor_time: bool = False) -> CpuClock | CudaClock:
-    """Choose the clock of a device.
-
-    Args:
-        device: "cpu" or "cuda".
-        processor_time: on the CPU, count the processor's time.
-
-    Returns:
-        Its clock.
-    """
+    """Choose the clock of "cpu" or "cuda"."""
     return CudaClock() if device == "cuda" else CpuClock(processor_time=processor_time)

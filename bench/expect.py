@@ -21,18 +21,7 @@ def random(
     requires_grad: bool = False,
     device: str = "cpu",
 ) -> Tensor:
-    """Normal random numbers, never zeros: zeros multiply faster on some hardware.
-
-    Args:
-        *shape: sizes; equal shapes, dtypes and devices give equal numbers.
-        dtype: name of a torch dtype.
-        scale: standard deviation.
-        requires_grad: make it a leaf that collects a gradient.
-        device: where they are drawn.
-
-    Returns:
-        The tensor.
-    """
+    """Draw normal random numbers, equal for equal sizes; zeros multiply faster on some hardware."""
     sizes = [int(size) for size in shape]
     generator = torch.Generator(device).manual_seed(hash(tuple(sizes)) & 0xFFFF)
     values = torch.randn(sizes, generator=generator, device=device) * scale
@@ -40,17 +29,7 @@ def random(
 
 
 def masked_targets(num_rows: float, vocabulary: float, counted: float, device: str = "cpu") -> Tensor:
-    """Random targets [T], of which a share is -100.
-
-    Args:
-        num_rows: T.
-        vocabulary: V.
-        counted: share of rows that keep their target.
-        device: where they go; the numbers are the same everywhere.
-
-    Returns:
-        int64 [T].
-    """
+    """Draw int64 targets [num_rows], equal on every device; a share of `counted` is not -100."""
     generator = torch.Generator().manual_seed(3)
     targets = torch.randint(int(vocabulary), (int(num_rows),), generator=generator)
     dropped = torch.randperm(int(num_rows), generator=generator)[int(num_rows * counted) :]
@@ -63,15 +42,9 @@ def with_gradients(
     inputs: dict[str, Tensor],
     grad_output: Tensor | tuple[Tensor, ...] | None = None,
 ) -> Results:
-    """Run forward, and backward to every input that wants a gradient.
+    """Run forward on the inputs, and backward to each that wants a gradient.
 
-    Args:
-        forward: takes the inputs by position.
-        inputs: name -> tensor.
-        grad_output: gradient of the result, or of each tensor of it; None for a scalar.
-
-    Returns:
-        `value`, or `value0` and so on, and `d<name>` for each gradient.
+    Return `value`, or `value0` and so on, and `d<name>` for each gradient.
     """
     value = forward(*inputs.values())
     wanted = {name: tensor for name, tensor in inputs.items() if tensor.requires_grad}
@@ -82,18 +55,11 @@ def with_gradients(
 
 
 def same_as(compute: Callable[[torch.dtype], Results], dtype: str) -> Callable[[Results], str | None]:
-    """A check by the tolerance rule.
+    """Make a check by the tolerance rule; `compute` returns what plain torch computes in a dtype.
 
     On a GPU the error granted is that of plain torch in the case's dtype. On the CPU it is that of float32
     rounded to the result's dtype: stricter than torch in bfloat16 and, on processors without bfloat16
     arithmetic, hundreds of times faster.
-
-    Args:
-        compute: dtype -> the same results computed by plain torch in that dtype. Called once for each dtype.
-        dtype: name of the case's dtype.
-
-    Returns:
-        The check: results -> None, or the first mismatch.
     """
     cached = functools.cache(compute)
 
@@ -123,16 +89,10 @@ def ours_and_peers(
     inputs: dict[str, Tensor],
     grad_output: Tensor | tuple[Tensor, ...],
 ) -> Callable[[str, Results], str | None]:
-    """A check where the usual way to compute it rounds more often than pyft does.
+    """Make a check for an operation whose usual computation rounds more often than pyft's.
 
-    Args:
-        exact: the operation in plain torch, as exact as the dtype of its inputs; ours is held to it.
-        usual: what models compute in plain torch; peers may have twice its error in the inputs' dtype.
-        inputs: name -> tensor.
-        grad_output: of the result.
-
-    Returns:
-        The check: contender, results -> None, or the first mismatch.
+    `exact` computes it in plain torch with as little rounding as the inputs' dtype allows, and ours is held
+    to it; `usual` as models do: peers may have twice its error in that dtype.
     """
     dtype = next(iter(inputs.values())).dtype
 

@@ -1,7 +1,7 @@
 """What was measured, on disk: `<device>.json`, written after every case, and the same as a Markdown table.
 
-A run that is cut short goes on where it stopped: a case that the file has from the same versions on the same
-device is not run again.
+A run that was cut short continues where it stopped: a case that the file has from the same versions on the
+same device is not run again.
 """
 
 from __future__ import annotations
@@ -19,14 +19,7 @@ FOLDER = Path(__file__).resolve().parent / "results"
 
 
 def default_path(device: str) -> Path:
-    """Where the results of a device go.
-
-    Args:
-        device: its name, "NVIDIA H100 80GB HBM3".
-
-    Returns:
-        `results/nvidia-h100-80gb-hbm3.json` beside this file.
-    """
+    """Return where the results of a device go: `results/nvidia-h100-80gb-hbm3.json` beside this file."""
     return FOLDER / (re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json")
 
 
@@ -40,14 +33,7 @@ class Results:
     def __init__(
         self, path: Path | None, header: dict[str, Any], ceilings: Ceilings | None, *, fresh: bool = False
     ) -> None:
-        """Take up what the file has from the same device and versions.
-
-        Args:
-            path: the JSON file, or None to keep nothing.
-            header: device and versions.
-            ceilings: of the device.
-            fresh: begin anew.
-        """
+        """Continue a file of the same device and versions, unless `fresh`."""
         self._path, self._header = path, header
         self.rows: list[dict[str, Any]] = []
         self.ceilings = ceilings
@@ -59,24 +45,11 @@ class Results:
                     self.ceilings = Ceilings(**kept["ceilings"])
 
     def has(self, op: str, label: str) -> bool:
-        """Say whether a case is there.
-
-        Args:
-            op: its operation.
-            label: its label.
-
-        Returns:
-            Whether it is.
-        """
+        """Whether a case is there."""
         return any(row["op"] == op and row["label"] == label for row in self.rows)
 
     def add(self, case: Case, timings: dict[str, Timing]) -> None:
-        """Keep a case, and write the files.
-
-        Args:
-            case: what ran.
-            timings: by contender.
-        """
+        """Keep a case, and write the files."""
         seconds = timings[OURS].graph_seconds or timings[OURS].seconds
         share = None
         if self.ceilings is not None and seconds is not None:

@@ -89,15 +89,7 @@ def device_name(device: str) -> str:
 
 
 def listed_shapes(op: str, options: argparse.Namespace) -> list[shapes.Shape]:
-    """The shapes one operation is run at.
-
-    Args:
-        op: name of the operation.
-        options: the parsed command line.
-
-    Returns:
-        The shapes; none where the device has no case of it.
-    """
+    """List the shapes one operation is run at; none where the device has no case of it."""
     if options.smoke:
         return shapes.SMOKE_SHAPES[op]
     listed = shapes.SHAPES if options.device == "cpu" else shapes.CUDA_SHAPES
@@ -106,14 +98,7 @@ def listed_shapes(op: str, options: argparse.Namespace) -> list[shapes.Shape]:
 
 
 def run_op(op: str, options: argparse.Namespace, clock: CpuClock | CudaClock, results: Results) -> None:
-    """Check, time and print every case of one operation that the results do not have yet.
-
-    Args:
-        op: name of the operation, also of its module in cases/.
-        options: the parsed command line.
-        clock: of the device.
-        results: where the rows go, each as soon as it is there.
-    """
+    """Check, time and print every case of one operation that the results do not have yet."""
     import timing
 
     if not (listed := listed_shapes(op, options)):
@@ -134,11 +119,7 @@ def run_op(op: str, options: argparse.Namespace, clock: CpuClock | CudaClock, re
 
 
 def main() -> int:
-    """Run the bench.
-
-    Returns:
-        0, or 1 when a result of pyft's was wrong.
-    """
+    """Run the bench; return 1 when a result of pyft's was wrong, else 0."""
     parser = build_parser()
     options = parser.parse_args()
     if options.all or options.core or (options.smoke and not options.op):

@@ -179,18 +179,7 @@ SMOKE_SHAPES: dict[str, list[Shape]] = {
 
 
 def parse_shape(text: str, like: Shape) -> Shape:
-    """Read a shape from the command line.
-
-    Args:
-        text: `T=16,N=4096,K=4096`.
-        like: a shape of the same operation: every name of it must be given, and no other.
-
-    Returns:
-        The shape.
-
-    Raises:
-        ValueError: for a missing or unknown name, or a value that is no number.
-    """
+    """Read `T=16,N=4096,K=4096`; it must have the names of `like`, a shape of the same operation."""
     shape: Shape = {}
     for part in text.split(","):
         name, _, value = part.partition("=")

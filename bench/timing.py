@@ -67,7 +67,7 @@ class Timing:
 def _rounds(
     works: dict[str, Work], clock: CpuClock | CudaClock, budget_seconds: float, min_rounds: int
 ) -> dict[str, tuple[float, float | None]]:
-    """Let all take turns; the median seconds of each, and its ratio to ours."""
+    """Let all take turns; return the median seconds of each, and its ratio to ours."""
     names = list(works)
     samples: dict[str, list[float]] = {name: [] for name in names}
     start, num_rounds = time.perf_counter(), 0
@@ -88,16 +88,9 @@ def _rounds(
 def time_case(
     case: Case, clock: CpuClock | CudaClock, *, budget_seconds: float, min_rounds: int
 ) -> dict[str, Timing]:
-    """Check every contender, then time those that are right.
+    """Check every contender, then time those that are right: ours first, yardsticks last.
 
-    Args:
-        case: what to run.
-        clock: of the device it runs on.
-        budget_seconds: stop starting rounds after this much time...
-        min_rounds: ...but not before this many.
-
-    Returns:
-        Timing by contender, ours first, yardsticks last.
+    Rounds start until the budget is spent, but at least `min_rounds`.
     """
     works = case.contenders | case.yardsticks
     timings = {name: Timing(None, None) for name in works}
@@ -121,16 +114,7 @@ def time_case(
 
 
 def share_of_ceiling(case: Case, seconds: float, ceilings: Ceilings) -> float:
-    """How near a time is to what the device's ceilings allow.
-
-    Args:
-        case: what ran.
-        seconds: how long it took.
-        ceilings: of the device.
-
-    Returns:
-        The time at the ceilings, of operations or of bytes, whichever is longer, over `seconds`.
-    """
+    """Return the time at the device's ceilings (operations or bytes, whichever is longer) over `seconds`."""
     counts_bytes = case.unit == "GB/s"
     num_bytes = case.work if counts_bytes else case.bytes_moved
     flops = 0.0 if counts_bytes else case.work

@@ -139,7 +139,7 @@ def is_in(name: str, places: Iterable[str]) -> bool:
 
 
 def violations(modules: dict[str, Module], root: str = "pyft") -> list[str]:
-    """Says every breach of the rules, each as `module: what`."""
+    """List every breach of the rules, each as `module: what`."""
     found: list[str] = []
     for module in modules.values():
         found.extend(f"{module.name}: {breach}" for breach in _breaches(module, modules, root))
@@ -239,7 +239,7 @@ def re_exports(package: Path, readers: Iterable[Path]) -> list[str]:
 
 
 def heavy_imports(start: str, modules: dict[str, Module]) -> Iterator[tuple[str, list[str]]]:
-    """Follows module-level imports, parent packages included, to every heavy package they reach."""
+    """Follow module-level imports, parent packages included, to every heavy package they reach."""
     trails: dict[str, list[str]] = {start: [start]}
     queue = [start]
     while queue:

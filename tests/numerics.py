@@ -14,17 +14,7 @@ from pyft.ops.tolerance import find_mismatch
 def assert_close_to_reference(
     actual: Tensor, reference64: Tensor, same_dtype_torch: Tensor, *, name: str = ""
 ) -> None:
-    """Fail unless `actual` is as good as torch in the same dtype; see `pyft.ops.tolerance.find_mismatch`.
-
-    Args:
-        actual: the result under test.
-        reference64: the same computed in float64.
-        same_dtype_torch: the same computed by torch in the dtype of `actual`.
-        name: what is compared, for the message.
-
-    Raises:
-        AssertionError: with the errors and the bound.
-    """
+    """Fail unless `actual` is as good as torch in the same dtype; see `pyft.ops.tolerance.find_mismatch`."""
     mismatch = find_mismatch(actual, reference64, same_dtype_torch)
     if mismatch is not None:
         raise AssertionError(f"{name or 'result'}: {mismatch}")

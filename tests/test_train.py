@@ -144,7 +144,7 @@ def test_the_output_is_plain_text_with_ledger_sample_losses_and_the_chat_line(
 def test_the_same_recipe_gives_the_same_run(
     straight: tuple[Path, str], tmp_path: Path, base: Path, chats: Path
 ) -> None:
-    """Saves and evaluations more or fewer never change the weights."""
+    """More or fewer saves and evaluations never change the weights."""
     done = train(recipe(tmp_path, base, chats), "train.save_steps=5", "train.eval_steps=null")
     assert done.returncode == 0, done.stderr
     assert weights_hash(tmp_path / "run") == weights_hash(straight[0])

@@ -112,7 +112,7 @@ class ToyTask(Task):
 
 
 def greedy(model: ToyModel) -> Callable[[list[int]], Completion]:
-    """Answers with three ids, and draws random numbers on the way as a sampler would."""
+    """Answer with three ids, and draw random numbers on the way as a sampler would."""
 
     def generate(input_ids: list[int]) -> Completion:
         torch.rand(5)

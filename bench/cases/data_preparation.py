@@ -49,12 +49,7 @@ _files: dict[str, Path | None] = {"rows": None, "tokenizer": None}
 
 
 def use_files(rows: Path | None, tokenizer: Path | None) -> None:
-    """Measure with real rows, or a real tokenizer, in place of generated ones.
-
-    Args:
-        rows: see `chat_rows.read_rows`; repeated up to the number asked for.
-        tokenizer: a folder or `.model`; the template's control tokens are added where it lacks them.
-    """
+    """Measure with real rows, or a real tokenizer, to which the template's control tokens are added."""
     _files.update(rows=rows, tokenizer=tokenizer)
 
 

@@ -16,16 +16,7 @@ from pyft.ops.nf4 import NF4Weight, nf4_dequantize, nf4_quantize
 
 
 def bitsandbytes_state(bitsandbytes: Any, weight: NF4Weight, dtype: torch.dtype) -> Any:
-    """The same quantised weight as bitsandbytes keeps it.
-
-    Args:
-        bitsandbytes: the module.
-        weight: ours.
-        dtype: what bitsandbytes dequantises to.
-
-    Returns:
-        codes [n, 1] and a QuantState.
-    """
+    """Return the same quantised weight as bitsandbytes keeps it: codes [n, 1] and a QuantState."""
     functional = bitsandbytes.functional
     parts = {"shape": torch.Size(weight.shape), "dtype": dtype, "blocksize": 64, "quant_type": "nf4"}
     parts["code"] = functional.get_4bit_type("nf4", device=weight.codes.device)

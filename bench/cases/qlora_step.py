@@ -145,17 +145,7 @@ def _make_row(shape: shapes.Shape, device: str) -> SimpleNamespace:
 
 
 def load_ours(folder: Path, shape: shapes.Shape, dtype: str, device: str) -> nn.Module:
-    """Load pyft's model: NF4 with double quantisation, an adapter on every linear layer but the head.
-
-    Args:
-        folder: of the model.
-        shape: of which R counts.
-        dtype: of what is not quantised.
-        device: where it goes.
-
-    Returns:
-        The model, in training mode.
-    """
+    """Load pyft's model: NF4 with double quantisation, an adapter on every linear layer but the head."""
     model = load_model(folder, dtype=getattr(torch, dtype), quantization="nf4", device=device)
     attach_adapters(model, r=int(shape["R"]), lora_alpha=_ALPHA, lora_dropout=0.0, seed=0)
     return model.train()
@@ -176,18 +166,7 @@ def _our_step(model: nn.Module, row: SimpleNamespace) -> Step:
 def load_peer(
     folder: Path, shape: shapes.Shape, dtype: str, device: str, *, checkpointing: bool = True
 ) -> nn.Module:
-    """Load the peer's model as PEFT's documentation has it.
-
-    Args:
-        folder: of the model.
-        shape: of which R counts.
-        dtype: of what is not quantised.
-        device: where it goes.
-        checkpointing: recompute activations.
-
-    Returns:
-        The model, in training mode.
-    """
+    """Load the peer's model as PEFT's documentation does."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -230,15 +209,7 @@ def _peer_step(model: nn.Module, row: SimpleNamespace) -> Step:
 
 @torch.no_grad()
 def share_weights(model: nn.Module, peer: nn.Module) -> None:
-    """Give ours the peer's NF4 weights (their nested scales depend on its threads), and it our adapters.
-
-    Args:
-        model: ours.
-        peer: the peer's, of the same weights.
-
-    Raises:
-        RuntimeError: where the codes differ.
-    """
+    """Copy the peer's NF4 weights to ours (their nested scales depend on its threads), our adapters to it."""
     theirs = dict(peer.get_base_model().named_modules())
     for name, ours in model.named_modules():
         if not isinstance(ours, LoRALinear):

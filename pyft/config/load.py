@@ -49,15 +49,7 @@ class Recipe:
 
 
 def load_recipe(recipe: str, overrides: list[str]) -> Recipe:
-    """Read, merge, override and check a recipe.
-
-    Args:
-        recipe: the path of a file, or the name of a shipped recipe.
-        overrides: each `key.sub=value`.
-
-    Raises:
-        ConfigError: with one message per mistake.
-    """
+    """Read, merge, override and check a recipe by path or shipped name; ConfigError lists every mistake."""
     source = find_recipe(recipe)
     document = read_document(source)
     if not isinstance(document.data, dict) or not document.data:

@@ -539,10 +539,7 @@ def known_names() -> dict[Name, FieldInfo]:
 
 
 def accepts_null(name: Name) -> bool:
-    """Return whether null is a value of its own there, or unknown names will be refused anyway.
-
-    False where null can only mean `as if it were not written`.
-    """
+    """Return False where null can only mean `as if it were not written`; True for unknown names too."""
     field = known_names().get(name)
     return field is None or NoneType in get_args(field.annotation)
 

@@ -1,4 +1,4 @@
-"""The recipes that come with pyft (a YAML file each in `pyft/recipes`), and finding one by name or path."""
+"""The recipes that come with pyft (YAML files in `pyft/recipes`), and how one is found by name or path."""
 
 from __future__ import annotations
 
@@ -12,26 +12,12 @@ RECIPES_FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """List the shipped recipes.
-
-    Returns:
-        Name, the file's without its suffix -> file, in the order of names.
-    """
+    """List the shipped recipes by name, which is the file's without its suffix."""
     return {path.stem: path for path in sorted(RECIPES_FOLDER.glob("*.yaml"))}
 
 
 def find_recipe(recipe: str) -> Path:
-    """Find a recipe by path or shipped name.
-
-    Args:
-        recipe: a shipped name wins over a path that reads the same.
-
-    Returns:
-        A path that exists, though possibly a folder.
-
-    Raises:
-        ConfigError: there is none; the shipped ones are listed.
-    """
+    """Find a recipe, possibly a folder; a shipped name wins over a path that reads the same."""
     shipped = shipped_recipes()
     if recipe in shipped:
         return shipped[recipe]
@@ -42,14 +28,7 @@ def find_recipe(recipe: str) -> Path:
 
 
 def fix_unknown_recipe(recipe: str) -> str:
-    """Says what to do about a recipe that is not there.
-
-    Args:
-        recipe: the name or path given.
-
-    Returns:
-        The nearest shipped name, if any is near, and all of them.
-    """
+    """Say what to do about a recipe that does not exist: the shipped ones, the nearest first."""
     shipped = shipped_recipes()
     stem = Path(recipe).name.removesuffix(".yaml").removesuffix(".yml")
     close = difflib.get_close_matches(stem, shipped, n=1, cutoff=0.6)

@@ -1,9 +1,9 @@
-"""Recipes as text: a strict YAML reader and its writer.
+"""Recipes as text: a strict YAML reader, and a writer.
 
 Reading keeps to plain values (null, booleans, numbers, text, lists, mappings with text keys). It differs from
-`yaml.safe_load` in this: equal keys are refused with both lines, `1e-5` is a number, a date stays text, every
-mistake has a line and column, and depth and size are bounded (aliases are copied out, so a small file could
-otherwise become a huge one). What `dump_yaml` writes reads the same here and with `yaml.safe_load`.
+`yaml.safe_load`: equal keys are refused with both lines, `1e-5` is a number, a date stays text, every mistake
+has a line and column, and depth and size are bounded (aliases are copied out, so a small file could otherwise
+become a huge one). What `dump_yaml` writes reads the same here and with `yaml.safe_load`.
 """
 
 from __future__ import annotations
@@ -78,16 +78,9 @@ for _class in (_Loader, _Dumper):
 
 
 def read_document(path: Path) -> Document:
-    """Read a YAML file.
+    """Read a YAML file; its value is None if it has no content.
 
-    Args:
-        path: the file.
-
-    Returns:
-        Its value, which is None for a file without content, and its lines.
-
-    Raises:
-        ConfigError: the file is absent, a folder, unreadable, too large, not UTF-8, or not such YAML.
+    A file that is absent, a folder, too large, not UTF-8 or not such YAML raises ConfigError.
     """
     if path.is_dir():
         raise ConfigError(f"{path} is a folder (recipe): give a recipe file, such as a run's config.yaml")
@@ -111,31 +104,12 @@ def read_document(path: Path) -> Document:
 
 
 def parse_text(text: str, source: str) -> Document:
-    """Parse one YAML document.
-
-    Args:
-        text: the YAML.
-        source: what to call it in errors: a file name.
-
-    Returns:
-        Its value and lines.
-    """
+    """Parse one YAML document; errors call it `source`."""
     return _Builder(source).document(_compose(text, source))
 
 
 def parse_value(text: str, source: str) -> Any:
-    """Parse the value of an override; unlike in a file, a `#` in it is an error: it would cut the value.
-
-    Args:
-        text: YAML of one value.
-        source: what to call it in errors.
-
-    Returns:
-        The value.
-
-    Raises:
-        ConfigError: the text is not YAML, or the end of it would be taken for a comment.
-    """
+    """Parse the value of an override; unlike in a file, a `#` is an error, as it would cut the value."""
     node = _compose(text, source)
     if node is None or text[node.end_mark.index :].strip():
         raise ConfigError(f"all from '#' on would be a comment ({source}): leave it out")
@@ -143,14 +117,7 @@ def parse_value(text: str, source: str) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """Write a plain value as YAML, keys in their order.
-
-    Args:
-        value: null, booleans, numbers, text, lists and mappings.
-
-    Returns:
-        The text, ending with a newline.
-    """
+    """Write a plain value as YAML, keys in their order."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -176,7 +143,7 @@ def _place(source: str, mark: yaml.Mark) -> str:
 
 
 class _Builder:
-    """Turns composed nodes into plain values, collecting every mistake on the way."""
+    """Turns composed nodes into plain values, and collects every mistake on the way."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -238,7 +205,7 @@ class _Builder:
         return result
 
     def merged_pairs(self, nodes: list[yaml.Node], depth: int = 0) -> Iterator[tuple[yaml.Node, yaml.Node]]:
-        """Give the pairs that `<<` brings in, nearest first; of equal keys the first one counts."""
+        """Yield the pairs that `<<` brings in, nearest first; of equal keys the first one counts."""
         for node in nodes:
             self.num_values += len(node.value) if isinstance(node, yaml.CollectionNode) else 1
             if depth > MAX_DEPTH or self.num_values > MAX_VALUES:

@@ -26,11 +26,7 @@ _TEMPLATES = "templates"
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Describe the command line.
-
-    Returns:
-        The parser.
-    """
+    """Describe the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m pyft.data",
         usage="python -m pyft.data RECIPE [key.sub=value ...] [options]\n"
@@ -63,16 +59,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of samples: write 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of samples: write 0 or more")
     return int(text)
 
 
 def main(options: argparse.Namespace) -> None:
-    """Show the data of a recipe.
-
-    Args:
-        options: The parsed command line.
-    """
+    """Show the data of a recipe."""
     if options.recipe == _TEMPLATES:
         _show_templates(options)
         return
@@ -145,7 +137,7 @@ def _print_json(prepared: PreparedData, tokenizer: Any, num_samples: int | None)
 
 
 def _print_samples(prepared: PreparedData, tokenizer: Any, num_samples: int) -> None:
-    """Show the first samples, and with them the first one that something was cut from."""
+    """Show the first samples, and the first one that something was cut from."""
     from pyft.data.show.colours import wants_colour
     from pyft.data.show.samples import format_sample
 

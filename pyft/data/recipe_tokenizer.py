@@ -18,20 +18,10 @@ from pyft.errors import ConfigError
 
 
 def tokenizer_for(recipe: Recipe, stage: Stage, directory: Path | None = None) -> Any:
-    """Load or build the tokenizer of a recipe: all its stages share the first one's.
+    """Load or build the tokenizer of a recipe: all its stages share that of the first.
 
-    DataError is raised further down where a training file to build from cannot be read.
-
-    Args:
-        recipe: The recipe.
-        stage: The stage it is for, whose trust_remote_code counts.
-        directory: Where to save a tokenizer that is built; None for nowhere.
-
-    Returns:
-        A fast tokenizer.
-
-    Raises:
-        ConfigError: It cannot be loaded, or the recipe names none.
+    A tokenizer that is built is saved in `directory`, if one is given. ConfigError if it cannot be loaded or
+    the recipe names none; DataError if a file to build it from cannot be read.
     """
     model = recipe.stages[0].model
     if isinstance(model.tokenizer, TokenizerConfig):
@@ -64,7 +54,7 @@ def _build(recipe: Recipe, vocab_size: int) -> Any:
 
 
 def _training_texts(recipe: Recipe) -> Iterator[str]:
-    """Everything the stages learn from, each source once."""
+    """Yield everything the stages learn from, each source once."""
     seen = set()
     for stage in recipe.stages:
         for source in stage.data.train:

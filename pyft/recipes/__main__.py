@@ -23,15 +23,7 @@ def list_recipes(_: argparse.Namespace) -> None:
 
 
 def copy_recipe(options: argparse.Namespace) -> None:
-    """Copy a shipped recipe to a file or into a folder; an existing file is left alone.
-
-    Args:
-        options: `name` and `dest`.
-
-    Raises:
-        ConfigError: no such recipe, or something is at its destination.
-        DiskError: the destination cannot be written; nothing is left there.
-    """
+    """Copy a shipped recipe to a new file or into a folder; if that fails, nothing is left there."""
     source = shipped_recipes().get(options.name)
     if source is None:
         raise ConfigError(f"no such recipe (recipe {options.name}): {fix_unknown_recipe(options.name)}")
@@ -51,11 +43,7 @@ def copy_recipe(options: argparse.Namespace) -> None:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """Describe the command.
-
-    Returns:
-        Its parser.
-    """
+    """Describe the command."""
     parser = argparse.ArgumentParser(
         prog="python -m pyft.recipes", description="Shipped recipes: list, copy."
     )
@@ -66,14 +54,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Run the command.
-
-    Args:
-        options: `action`, `name` and `dest`.
-
-    Raises:
-        ConfigError: a wrong number of arguments, or what the action raises.
-    """
+    """Run the action, after checking how many words came with it."""
     num_given = sum(value is not None for value in (options.name, options.dest))
     if num_given != (2 if options.action == "copy" else 0):
         usage = "python -m pyft.recipes [list | copy NAME DEST]"

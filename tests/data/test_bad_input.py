@@ -40,7 +40,7 @@ BAD_LINES: dict[str, tuple[bytes, str]] = {
         b'{"messages": [{"role": "user", "content": "\\ud83d"}, {"role": "assistant", "content": "a"}]}',
         ":2: messages[0].content holds the lone surrogate \\ud83d",
     ),
-    "twice a key": (b'{"messages": [], "messages": []}', ':2: the key "messages" stands twice'),
+    "twice a key": (b'{"messages": [], "messages": []}', ':2: the key "messages" appears twice'),
     "no content": (talk(USER, {"role": "assistant"}), ":2: messages[1].content is missing"),
     "null content": (talk(USER, ANSWER | {"content": None}), ":2: messages[1].content is null"),
     "a number": (talk(USER, ANSWER | {"content": 4}), ":2: messages[1].content is a number"),
@@ -137,16 +137,22 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "wrapped.json": (line({"data": GOOD}), "wrapped.json:1:1: the rows are wrapped in an object"),
     "one.json": (line(GOOD[0]), "one.json:1:1: "),
     "lines.json": (line(GOOD[0]) + b"\n" + line(GOOD[1]), "lines.json:1:1: the file holds one record after"),
-    "indented.jsonl": (json.dumps(GOOD[0], indent=1).encode(), "indented.jsonl:1:2: the record goes on"),
+    "indented.jsonl": (
+        json.dumps(GOOD[0], indent=1).encode(),
+        "indented.jsonl:1:2: the record spans several lines",
+    ),
     "cut.json": (b"[" + line(GOOD[0]) + b"," + line(GOOD[1])[:-9], "cut.json:1:"),
     "comma.json": (b"[" + line(GOOD[0]) + b",]", "a comma before the closing ]"),
     "cut.jsonl.gz": (gzip.compress(between(line(GOOD[0])))[:-12], "cut.jsonl.gz: the packed file is cut"),
     "no archive.jsonl.gz": (between(line(GOOD[0])), "no archive.jsonl.gz: the packed file is cut"),
     "no archive.jsonl.zst": (between(line(GOOD[0])), "no archive.jsonl.zst: the packed file is cut"),
-    "cut.parquet": (PARQUET_BYTES[:-9], "cut.parquet: is no whole parquet file"),
-    "torn.parquet": (PARQUET_BYTES[: len(PARQUET_BYTES) // 2], "torn.parquet: is no whole parquet file"),
-    "text.parquet": (b"hello " * 20, "text.parquet: is no whole parquet file"),
-    "text.arrow": (b"hello " * 20, "text.arrow: is no whole arrow file"),
+    "cut.parquet": (PARQUET_BYTES[:-9], "cut.parquet: is not a complete parquet file"),
+    "torn.parquet": (
+        PARQUET_BYTES[: len(PARQUET_BYTES) // 2],
+        "torn.parquet: is not a complete parquet file",
+    ),
+    "text.parquet": (b"hello " * 20, "text.parquet: is not a complete parquet file"),
+    "text.arrow": (b"hello " * 20, "text.arrow: is not a complete arrow file"),
     "short row.csv": (b"instruction,output\na,b\nc\n", "short row.csv:2: the row has 1 cells, the header 2"),
     "long row.csv": (b"instruction,output\na,b, c\n", "long row.csv:1: the row has 3 cells"),
     "open quote.csv": (b'instruction,output\na,"b\nc,d\n', "open quote.csv:"),
@@ -177,8 +183,8 @@ def test_places_where_nothing_is(command, fail):
     for path, message in (
         ("nowhere.jsonl", "nowhere.jsonl: no such file"),
         ("*.jsonl", "no file matches the pattern"),
-        ("folder", "none of a kind that is read"),
-        ("folder/*.md", "none of a kind that is read"),
+        ("folder", "none of a kind that can be read"),
+        ("folder/*.md", "none of a kind that can be read"),
     ):
         command.recipe["data"]["train"] = [{"path": str(command.folder / path)}]
         assert message in fail(3)
@@ -195,7 +201,7 @@ def test_a_file_that_may_not_be_read(command, fail, monkeypatch):
         return system_open(file, *arguments, **options)
 
     monkeypatch.setattr("builtins.open", refuse)
-    assert f"{path}: may not be read (Permission denied)" in fail(3)
+    assert f"{path}: cannot be read (Permission denied)" in fail(3)
 
 
 def test_ids_that_never_end(command, fail):

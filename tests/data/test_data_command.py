@@ -237,7 +237,7 @@ def test_errors_are_one_line_with_a_code(recipe, capsys):
     assert "longest row has" in fail(capsys, 3, recipe, "data.max_length=4")
     for number in ("-1", "x", "1.5"):
         text = fail(capsys, 2, recipe, "--num-samples", number)
-        assert "--num-samples" in text and f"{number!r} is no number of samples" in text
+        assert "--num-samples" in text and f"{number!r} is not a number of samples" in text
 
 
 def test_a_wrong_recipe_is_answered_without_heavy_imports(recipe):

@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Restores the number of threads afterwards."""
+    """Restore the number of threads afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,12 +1,12 @@
-"""Read any file in chunks of records, in bounded memory: bytes here, decoding where the chunk is used.
+"""Read any file in chunks of records, in bounded memory: the bytes here, decoding where the chunk is used.
 
-    .jsonl   raw lines, decoded by whoever takes the chunk (a worker, mostly); only "\\n" ends a line, a "\\r"
+    .jsonl   raw lines, decoded by whoever takes the chunk (mostly a worker); only "\\n" ends a line, a "\\r"
              before it is dropped, blank lines are skipped but counted
-    .json    one array; held whole, as text
+    .json    one array, held whole as text
     .txt     the whole file is one document
     .csv .parquet .arrow   row by row (tables.py); hf:// (hub.py)
 
-A record that cannot be decoded becomes a Record with an error; a file that cannot be read on raises a
+A record that cannot be decoded becomes a Record with an error; a file that cannot be read any further raises
 DataError `file:line:column: what: how to fix it`.
 """
 
@@ -31,8 +31,8 @@ LONGEST_LINE_BYTES = 1 << 28
 class RawChunk:
     """Some records of one file: `items` are raw lines or, where `decoded`, values.
 
-    `numbers` has the line or row of each, from 1; `errors` the messages of those that have no value, by
-    number; `unended` is the number of the file's last line if no newline stands behind it.
+    `numbers` has the line or row of each, from 1; `errors` the messages of those without a value, by number;
+    `unended` is the number of the file's last line if no newline follows it.
     """
 
     path: str
@@ -43,29 +43,17 @@ class RawChunk:
     unended: int | None = None
 
     def __len__(self) -> int:
-        """Records in it."""
         return len(self.items)
 
     def take(self, positions: Sequence[int]) -> RawChunk:
-        """Keep some of the records.
-
-        Args:
-            positions: Which, from 0, in rising order.
-
-        Returns:
-            A chunk of them.
-        """
+        """Keep the records at these positions, which rise from 0."""
         items = [self.items[position] for position in positions]
         numbers = [self.numbers[position] for position in positions]
         errors = {number: self.errors[number] for number in numbers if number in self.errors}
         return RawChunk(self.path, items, numbers, self.decoded, errors, self.unended)
 
     def decode(self) -> Iterator[Record]:
-        """Decode the records.
-
-        Yields:
-            Record: One for each, in order.
-        """
+        """Decode each record, in order."""
         for item, number in zip(self.items, self.numbers, strict=True):
             if self.decoded:
                 yield Record(item, f"{self.path}:{number}", self.errors.get(number))
@@ -74,17 +62,9 @@ class RawChunk:
 
 
 def read_chunks(file: DataFile, *, chunk_bytes: int = 1 << 20) -> Iterator[RawChunk]:
-    """Read a file.
+    """Read a file in chunks of about `chunk_bytes`: at least one record, at most 1000 decoded ones.
 
-    Args:
-        file: The file.
-        chunk_bytes: About how much of it a chunk holds; at least one record, at most 1000 decoded ones.
-
-    Yields:
-        RawChunk: Chunks in file order, none of them empty.
-
-    Raises:
-        DataError: The file is absent, unreadable, empty, or broken so that it cannot be read on.
+    A file that is absent, empty, or broken so that it cannot be read any further raises DataError.
     """
     found = False
     try:
@@ -100,15 +80,7 @@ def read_chunks(file: DataFile, *, chunk_bytes: int = 1 << 20) -> Iterator[RawCh
 
 
 def head_id(file: DataFile, num_records: int) -> str:
-    """Name what the first records of a file say.
-
-    Args:
-        file: The file.
-        num_records: How many count.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """Return the SHA-256 of the first records of a file."""
     digest = hashlib.sha256()
     items = (item for chunk in read_chunks(file) for item in chunk.items)
     for item in islice(items, num_records):
@@ -164,7 +136,7 @@ def _read_document(file: DataFile) -> Iterator[tuple[Any, str | None]]:
     if position >= 0:
         line = text.count("\n", 0, position) + 1
         raise DataError(
-            f"{path}:{line}: the text holds a NUL character: this is no text file, or delete it there"
+            f"{path}:{line}: the text holds a NUL character: this is not a text file, or delete it there"
         )
     if text and not text.isspace():
         yield {"text": text}, None

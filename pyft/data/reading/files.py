@@ -1,12 +1,12 @@
-"""Find the files that a source of a recipe means, and open and hash them.
+"""The files that a source of a recipe names.
 
-    path             one file; .gz and .zst are unpacked while reading (parquet and arrow pack themselves)
+    path             one file; .gz and .zst are unpacked while reading (parquet and arrow compress themselves)
     folder           all files of known kinds below it, in the order of their paths
     pattern          a glob, `**` for any number of folders; the same
     hf://owner/name  a data set of the Hugging Face hub (hub.py)
 
-What is passed over (files of unknown kinds, hidden ones) is told in a note; a source without any file is an
-error. What the files hold is read in chunks.py.
+What is skipped (files of unknown kinds, hidden ones) is named in a note; a source without any file is an
+error. The files are opened in source_file.py and read in chunks.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyft.config.schema import DataSource
-from pyft.config.values import HUB_PREFIX
+from pyft.config.schema import HUB_PREFIX, DataSource
 from pyft.data.reading.source_file import Compression, DataFile, Kind, describe_os_error
 from pyft.errors import DataError
 
@@ -38,16 +37,9 @@ _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json",
 
 
 def expand_source(source: DataSource) -> tuple[list[DataFile], list[str]]:
-    """List the files of a source, in the order in which they are read.
+    """List the files of a source in the order in which they are read, and notes of what was skipped.
 
-    Args:
-        source: The source; its path is absolute, or `hf://owner/name`.
-
-    Returns:
-        At least one file, and lines that say what was passed over.
-
-    Raises:
-        DataError: Nothing is there, or nothing that can be read.
+    A source with nothing that can be read raises DataError.
     """
     path = source.path
     if path.startswith(HUB_PREFIX):
@@ -71,7 +63,7 @@ def expand_source(source: DataSource) -> tuple[list[DataFile], list[str]]:
 
 
 def _escape_folders(pattern: str) -> str:
-    """Take folders that are there by their names, brackets and all; wildcards stand behind them."""
+    """Take the names of existing folders literally, brackets and all; wildcards come after them."""
     first, *parts = Path(pattern).parts
     while parts and os.path.isdir(os.path.join(first, parts[0])):
         first = os.path.join(first, parts.pop(0))
@@ -79,7 +71,7 @@ def _escape_folders(pattern: str) -> str:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """Yield every file below a folder; a folder that links lead to twice is read once."""
+    """Yield every file below a folder; one that links reach twice is read once."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -95,7 +87,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _choose(path: str, found: list[str], holds: str) -> tuple[list[DataFile], list[str]]:
-    """Keep the files of known kinds, not the hidden ones nor what only describes the others."""
+    """Keep the files of known kinds, but not hidden ones or those that only describe others."""
     kept, passed_over = [], []
     for name in found:
         inner = os.path.relpath(name, path) if os.path.isdir(path) else os.path.basename(name)
@@ -107,8 +99,8 @@ def _choose(path: str, found: list[str], holds: str) -> tuple[list[DataFile], li
             kept.append(_data_file(name))
     if not kept:
         raise DataError(
-            f"{path}: {holds} {len(found)} files, none of a kind that is read ({_list_kinds()}): name files "
-            "of these kinds"
+            f"{path}: {holds} {len(found)} files, none of a kind that can be read ({_list_kinds()}): name "
+            "files of these kinds"
         )
     if not passed_over:
         return kept, []
@@ -128,7 +120,7 @@ def _data_file(path: str) -> DataFile:
             f"one of {_list_kinds()}"
         )
     if not stat.S_ISREG(state.st_mode):
-        raise DataError(f"{path}: is no ordinary file, and data are read more than once: save them as one")
+        raise DataError(f"{path}: is not a regular file, and data are read more than once: save them in one")
     return DataFile(path, kind[0], kind[1], state.st_size)
 
 

@@ -1,7 +1,7 @@
 """Read a data set of the Hugging Face hub row by row, without downloading it whole: hf://owner/name.
 
-The only place that imports `datasets`. Its failures have many types, and each is answered with the data set,
-what went wrong, and the way that always works: download the files and name them.
+The only place that imports `datasets`. It fails in many ways; each is answered with the data set, what went
+wrong, and the way that always works: download the files and name them.
 """
 
 from __future__ import annotations
@@ -10,24 +10,14 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from pyft.config.values import HUB_PREFIX
+from pyft.config.schema import HUB_PREFIX
 from pyft.data.reading.source_file import DataFile
 from pyft.data.reading.tables import without_nulls
 from pyft.errors import DataError, first_line
 
 
 def read_hub(file: DataFile) -> Iterator[tuple[Any, str | None]]:
-    """Read the rows of one split.
-
-    Args:
-        file: The data set, its configuration and split.
-
-    Yields:
-        tuple: A row, and no error.
-
-    Raises:
-        DataError: The data set cannot be found or reached.
-    """
+    """Yield (row, None) for every row of one split; a failure raises DataError."""
     import datasets
 
     _check_name(file)
@@ -40,17 +30,7 @@ def read_hub(file: DataFile) -> Iterator[tuple[Any, str | None]]:
 
 
 def revision(file: DataFile) -> str:
-    """Name the version of a data set that is read now.
-
-    Args:
-        file: The data set.
-
-    Returns:
-        What `datasets` identifies it by, the commit on the hub included.
-
-    Raises:
-        DataError: It cannot be found or reached.
-    """
+    """Return what `datasets` identifies the current version by, the commit on the hub included."""
     import datasets
 
     _check_name(file)

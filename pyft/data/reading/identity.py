@@ -1,4 +1,4 @@
-"""What a data file is known by: its contents."""
+"""What a data file is identified by: its contents."""
 
 from __future__ import annotations
 
@@ -11,17 +11,7 @@ _STREAM_ID_BYTES = 1 << 20
 
 
 def hash_file(path: str) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal.
-
-    Args:
-        path: The file.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -30,14 +20,7 @@ def hash_file(path: str) -> str:
 
 
 def content_id(file: DataFile) -> str:
-    """Name what a file holds, so that the same name means the same rows.
-
-    Args:
-        file: A file, or a data set of the hub.
-
-    Returns:
-        The SHA-256 of a file's bytes; for the hub the data set, its configuration, split and revision.
-    """
+    """Identify the rows of a file: its SHA-256, or a hub data set's name, split and revision."""
     if file.kind == "hub":
         from pyft.data.reading.hub import revision
 
@@ -46,17 +29,7 @@ def content_id(file: DataFile) -> str:
 
 
 def stream_id(file: DataFile) -> str:
-    """Name what a file holds without reading all of it, as a stream may be too large for that.
-
-    Args:
-        file: A file, or a data set of the hub.
-
-    Returns:
-        The size, and the SHA-256 of the first and the last MiB; for the hub what content_id gives.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
+    """Identify a file too large to read twice: its size and the SHA-256 of its first and last MiB."""
     if file.kind == "hub":
         return content_id(file)
     try:

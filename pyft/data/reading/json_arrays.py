@@ -1,7 +1,7 @@
 """Decode the records of a JSON array, saying exactly where a broken one is.
 
-They are numbered from 1. From a syntax error on nothing can be told apart, so it ends the file; a key that
-stands twice spoils its own record only.
+Records are numbered from 1. After a syntax error nothing can be told apart, so it ends the file; a duplicate
+key spoils its own record only.
 """
 
 from __future__ import annotations
@@ -24,18 +24,7 @@ _LENIENT_DECODER = json.JSONDecoder()
 
 
 def decode_array(raw: bytes, path: str) -> Iterator[Record]:
-    """Decode the records of a JSON array.
-
-    Args:
-        raw: The whole file.
-        path: Its name.
-
-    Yields:
-        Record: One for each element; none where the file is blank.
-
-    Raises:
-        DataError: It is not UTF-8, not an array, or broken at some row.
-    """
+    """Decode the elements of a JSON array, none for a blank file; DataError where it cannot be read on."""
     check_encoding(path, raw)
     text = decode_utf8(raw.removeprefix(BOM), path, 1)
     del raw
@@ -76,7 +65,7 @@ def _decode_element(text: str, start: int, path: str, row: int) -> tuple[Record,
             _, end = _LENIENT_DECODER.raw_decode(text, start)
         except (ValueError, RecursionError):
             raise error from None
-        # Only a key stands twice: where the element ends is known, so the others can still be read.
+        # Only a key is duplicated: the end of the element is known, so the others can still be read.
         return Record(None, source, str(error)), end
 
 

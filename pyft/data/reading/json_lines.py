@@ -1,7 +1,7 @@
-"""Decode records of JSON, one a line, saying exactly where a broken one is.
+"""Decode records of JSON, one per line, saying exactly where a broken one is.
 
-What a record means is not known here: that is formats.py. Nothing is guessed or repaired. A key that stands
-twice in an object is an error: whichever value were kept, the other would be lost without a word.
+What a record means is decided in rows/formats.py. Nothing is guessed or repaired. A duplicate key in an
+object is an error: whichever value were kept, the other would be lost silently.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BLANK = " \t\r\n"
 
 
 class Record(NamedTuple):
-    """One record and where it stands: `source` is `file:line`, or `file:row`, both from 1.
+    """One record and its place: `source` is `file:line`, or `file:row`, both from 1.
 
     One that cannot be decoded has no value but an `error`: the whole message.
     """
@@ -46,47 +46,18 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique_pairs)
 
 
 def decode_json(text: str) -> Any:
-    """Decode one JSON value that stands in a string of a record.
-
-    json.JSONDecodeError and DuplicateKey are raised further down.
-
-    Args:
-        text: The value, with nothing but blanks around it.
-
-    Returns:
-        It, decoded.
-    """
+    """Decode a JSON value written in a string of a record; may raise JSONDecodeError or DuplicateKey."""
     return _DECODER.decode(text)
 
 
 def check_encoding(path: str, start: bytes) -> None:
-    """Refuse UTF-16, which would otherwise fail somewhere inside.
-
-    Args:
-        path: The file, for the message.
-        start: Its first bytes.
-
-    Raises:
-        DataError: It begins with UTF-16's byte order mark.
-    """
+    """Refuse UTF-16, which would otherwise fail somewhere inside the file."""
     if start.startswith(_UTF16_BOMS):
         raise DataError(f"{path}:1:1: the file is UTF-16, not UTF-8: save the file as UTF-8")
 
 
 def decode_utf8(raw: bytes, path: str, line: int) -> str:
-    """Decode text.
-
-    Args:
-        raw: The bytes.
-        path: Their file, for the message.
-        line: The number of the first line in them.
-
-    Returns:
-        The text.
-
-    Raises:
-        DataError: They are not UTF-8; with the line, and the column in bytes.
-    """
+    """Decode bytes that begin on `line`; an error names the line, and the column in bytes."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -100,17 +71,7 @@ def decode_utf8(raw: bytes, path: str, line: int) -> str:
 
 
 def decode_line(raw: bytes, path: str, number: int, *, ended: bool = True) -> Record:
-    """Decode one line of JSON.
-
-    Args:
-        raw: The line without its end; not blank.
-        path: Its file.
-        number: Its number, from 1.
-        ended: Whether a newline stands behind it; the last line without one may be cut.
-
-    Returns:
-        The record, or what is wrong with it.
-    """
+    """Decode a line that is not blank; the last line of a file may be cut unless a newline `ended` it."""
     source = f"{path}:{number}"
     try:
         text = raw.decode()
@@ -142,27 +103,13 @@ def _parse_line(text: str, source: str, number: int, ended: bool) -> Any:
             ) from error
         if number == 1 and text.strip(BLANK) in ("[", "{"):
             raise DataError(
-                f"{where}: the record goes on over several lines: write one record a line, or name an array "
-                ".json"
+                f"{where}: the record spans several lines: write one record a line, or name an array .json"
             ) from error
         raise DataError(f"{where}: broken JSON ({error.msg}): fix this line; one record a line") from error
 
 
 def decode_value(text: str, start: int, source: str) -> tuple[Any, int]:
-    """Decode one JSON value; its syntax errors are the caller's to describe.
-
-    Args:
-        text: Where it stands, other text behind it or not.
-        start: Where it begins there.
-        source: The record, for the message.
-
-    Returns:
-        The value, and where it ends.
-
-    Raises:
-        json.JSONDecodeError: It is broken.
-        DataError: A key stands twice in it, or it is more than can be read.
-    """
+    """Decode the JSON value at `start`; also return its end. JSONDecodeError is the caller's to explain."""
     try:
         return _DECODER.raw_decode(text, start)
     except json.JSONDecodeError:
@@ -177,18 +124,11 @@ def decode_value(text: str, start: int, source: str) -> tuple[Any, int]:
 
 def _describe_duplicate_key(source: str, key: str) -> str:
     quoted = json.dumps(key, ensure_ascii=False)
-    return f"{source}: the key {quoted} stands twice in one record: keep one of them"
+    return f"{source}: the key {quoted} appears twice in one record: keep one of them"
 
 
 def json_type(value: Any) -> str:
-    """Name the type of a decoded value, for messages.
-
-    Args:
-        value: What the decoder of a file gave.
-
-    Returns:
-        It with its article: `a string`, `an object`; or `null`, `true or false`.
-    """
+    """Name the type of a decoded value: `a string`, `an object`, `null`, `true or false`."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
 Kind = Literal["jsonl", "json", "txt", "csv", "parquet", "arrow", "hub"]
-
-
 Compression = Literal["gzip", "zstd"]
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of rows. For the hub, `path` is `hf://owner/name`; `name` and `split` are for it alone."""
+    """One file of rows. On the hub `path` is `hf://owner/name`; `name` and `split` are for it only."""
 
     path: str
     kind: Kind
@@ -24,16 +22,7 @@ class DataFile:
 
 
 def open_file(file: DataFile) -> BinaryIO | Any:
-    """Open a file for reading its bytes, unpacked.
-
-    OSError is raised further down where it cannot be read; so does reading where it is packed and damaged.
-
-    Args:
-        file: A file on this machine.
-
-    Returns:
-        A stream with `read`, to be closed.
-    """
+    """Open a file of this machine to read its bytes, unpacked; a damaged one raises OSError."""
     if file.compression is None:
         return open(file.path, "rb")
     import pyarrow
@@ -42,19 +31,11 @@ def open_file(file: DataFile) -> BinaryIO | Any:
 
 
 def describe_os_error(path: str, error: OSError) -> str:
-    """Say why a file cannot be read.
-
-    Args:
-        path: The file.
-        error: What the system said.
-
-    Returns:
-        `file: what: how to fix it`.
-    """
+    """Say why a file cannot be read: `file: what: how to fix it`."""
     if isinstance(error, FileNotFoundError):
         return f"{path}: no such file: check the path (it is relative to the current folder)"
     if isinstance(error, IsADirectoryError):
         return f"{path}: is a folder: name the files in it"
     if isinstance(error, PermissionError):
-        return f"{path}: may not be read ({error.strerror}): give this user the right to read it"
+        return f"{path}: cannot be read ({error.strerror}): give this user permission to read it"
     return f"{path}: cannot be read ({error.strerror or error}): check the disk and the path"

@@ -1,12 +1,12 @@
 """Read tables row by row, in bounded memory: csv, parquet and arrow.
 
-    csv       the first line names the columns; every cell is a string, an empty one is no text; cells in
-              quotes may hold line ends and doubled quotes
+    csv       the first line names the columns; every cell is a string, an empty one is no text; quoted cells
+              may hold line ends and doubled quotes
     parquet   a few rows of one row group at a time
     arrow     the file or the stream form of Arrow IPC, as `datasets` saves it
 
-Parquet and arrow give every object of a column the same keys and fill them with nulls, so inside a cell a
-null means that the key is not there, and it is taken out.
+Parquet and arrow give every object of a column the same keys and fill them with nulls, so a null inside a
+cell means that the key is absent, and it is removed.
 """
 
 from __future__ import annotations
@@ -24,23 +24,16 @@ from pyft.errors import DataError, first_line
 
 ROWS_AT_A_TIME = 1000
 LONGEST_CELL = 1 << 28
-# A reader takes a stream that is cut between two batches for a whole one; a writer that finished left this.
+# A stream cut between two batches reads as a complete one; only a writer that finished wrote this.
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 # How Python passes on bytes that are not UTF-8; no valid UTF-8 decodes to these.
 _BAD_BYTE = re.compile("[\udc80-\udcff]")
 
 
 def read_table(file: DataFile, chunk_bytes: int) -> Iterator[tuple[Any, str | None]]:
-    """Read the rows of a table.
+    """Yield (row, None) for each row of a table, or (None, message) for one that cannot be read.
 
-    DataError is raised further down where the file is broken so that it cannot be read on.
-
-    Args:
-        file: A csv, parquet or arrow file.
-        chunk_bytes: About how much of it may be in memory at a time.
-
-    Yields:
-        tuple: A row as an object, and None; or None and the message of a row that cannot be read.
+    `chunk_bytes` bounds how much of the file is in memory; DataError where it cannot be read any further.
     """
     if file.kind == "csv":
         yield from _read_csv(file)
@@ -57,7 +50,7 @@ def read_table(file: DataFile, chunk_bytes: int) -> Iterator[tuple[Any, str | No
 
 
 def _read_batches(file: DataFile, batches: Iterator[Any]) -> Iterator[Any]:
-    """Take what the library says about a damaged file for what it is; what the system says goes on."""
+    """Turn what the library says about a damaged file into a DataError; errors of the system pass."""
     import pyarrow
 
     damage = (pyarrow.ArrowException, OSError)
@@ -67,7 +60,7 @@ def _read_batches(file: DataFile, batches: Iterator[Any]) -> Iterator[Any]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise DataError(
-            f"{file.path}: is no whole {file.kind} file ({first_line(error)}): write it again, or "
+            f"{file.path}: is not a complete {file.kind} file ({first_line(error)}): write it again, or "
             "download it again"
         ) from error
 
@@ -134,14 +127,7 @@ def _slices(batch: Any, chunk_bytes: int) -> Iterator[Any]:
 
 
 def without_nulls(value: Any) -> Any:
-    """Take keys that are null out of the objects in a cell.
-
-    Args:
-        value: What stands in the cell.
-
-    Returns:
-        The same without them.
-    """
+    """Remove the keys that are null from the objects in a cell."""
     if isinstance(value, dict):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list) and value and isinstance(value[0], dict | list):

@@ -1,7 +1,7 @@
 """Rename the keys of records as `columns` says: {the format's key: the file's key}.
 
-Keys of turns are renamed inside the lists of turns, all others at the top. A key of the file that a renamed
-one hides is not read, and counted.
+Keys of turns are renamed inside the lists of turns, all others at the top level. A key of the file that a
+renamed one hides is not read, and counted.
 """
 
 from __future__ import annotations
@@ -16,15 +16,7 @@ from pyft.errors import ConfigError, DataError
 
 
 def check_columns(columns: Mapping[str, str], format: str) -> None:
-    """Refuse names that no format has.
-
-    Args:
-        columns: The names.
-        format: The format they are for; "auto" for any.
-
-    Raises:
-        ConfigError: A key is not one of the format's.
-    """
+    """Refuse keys that the format does not have ("auto": that no format has)."""
     if format == "auto":
         known = list(dict.fromkeys(key for keys in KEYS.values() for key in keys))
     else:
@@ -42,17 +34,7 @@ def check_columns(columns: Mapping[str, str], format: str) -> None:
 
 
 def check_present(columns: Mapping[str, str], values: Sequence[Any], path: str, namer: str) -> None:
-    """Refuse names that no record has.
-
-    Args:
-        columns: The names.
-        values: The first records.
-        path: Their file, for the message.
-        namer: What names them, for the message.
-
-    Raises:
-        DataError: The file's key is in none of them.
-    """
+    """Refuse columns that no record has; `namer` says who named them, for the message."""
     found: dict[str, None] = {}
     for value in values:
         objects = [value, *_turns(value)] if isinstance(value, dict) else value
@@ -79,16 +61,7 @@ def _turns(record: dict[str, Any]) -> list[Any]:
 
 
 def rename_keys(value: Any, columns: Mapping[str, str], unused: Counter[str]) -> Any:
-    """Give the keys of a record the names its format has for them.
-
-    Args:
-        value: The record; it stays as it is.
-        columns: The format's key -> the file's key.
-        unused: Counts keys that a renamed one hides.
-
-    Returns:
-        A record with the format's keys.
-    """
+    """Return a record with the format's keys, counting in `unused` those that a renamed one hides."""
     in_turns = {key: own for key, own in columns.items() if key in TURN_KEYS}
     if isinstance(value, list):
         return _rename_turns(value, in_turns, unused)

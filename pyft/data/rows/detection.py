@@ -1,4 +1,4 @@
-"""Find the format a record has, and say what is nearest where it has none."""
+"""Detect the format of a record, and say which is nearest where it has none."""
 
 from __future__ import annotations
 
@@ -16,14 +16,7 @@ _ANSWERS = ("answer", "output", "response", "completion", "assistant", "gpt")
 
 
 def detect_record(value: Any) -> str | None:
-    """Name the format one record has.
-
-    Args:
-        value: The decoded record.
-
-    Returns:
-        One of FORMATS, or None.
-    """
+    """Name the format of a decoded record, if it has one."""
     if isinstance(value, list):
         return "messages" if _holds_dicts_with(value, "role") else None
     if not isinstance(value, dict):
@@ -65,15 +58,7 @@ def _ends_with_answer(turns: list[Any]) -> bool:
 
 
 def describe_unknown(value: Any, columns: Mapping[str, str]) -> str:
-    """Say why a record has no known format.
-
-    Args:
-        value: The decoded record, its keys renamed.
-        columns: What renamed them: {a format's key: the file's key}.
-
-    Returns:
-        `what: how to fix it`.
-    """
+    """Say why a record, its keys already renamed by `columns`, has no known format."""
     if not isinstance(value, dict):
         return f"the row is {json_type(value)}, not an object: each row is an object such as {{'text': '..'}}"
     if not value:
@@ -107,7 +92,7 @@ def describe_unknown(value: Any, columns: Mapping[str, str]) -> str:
 
 
 def _nearest_format(value: dict[str, Any]) -> tuple[str, list[str]]:
-    """Return the format whose required keys are most nearly there, and those that are missing."""
+    """Return the format most of whose required keys are there, and those that are missing."""
 
     def closeness(name: str) -> tuple[float, float]:
         required = REQUIRED_KEYS[name]

@@ -1,7 +1,7 @@
-"""Ready-made field maps: which keys well-known data sets have, and the system text to learn them under.
+"""Ready-made field maps: the keys of well-known data sets, and the system text to learn them under.
 
-A map is a format, the names its keys have in the file, and a system text for rows without one. What a source
-of the recipe says itself wins over its map.
+A map is a format, the names its keys have in the file, and a system text for rows without one. What the
+recipe says about a source overrides its map.
 """
 
 from __future__ import annotations
@@ -63,17 +63,7 @@ FIELD_MAPS: dict[str, FieldMap] = {
 
 
 def get_map(name: str) -> tuple[str, dict[str, str], str | None]:
-    """Look a map up.
-
-    Args:
-        name: Its name.
-
-    Returns:
-        Format, columns, system text.
-
-    Raises:
-        ConfigError: There is none of that name.
-    """
+    """Look up a map: its format, columns and system text."""
     found = FIELD_MAPS.get(name)
     if found is None:
         nearest = difflib.get_close_matches(name, FIELD_MAPS, n=1, cutoff=0.5)

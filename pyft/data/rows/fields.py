@@ -1,6 +1,6 @@
-"""Read the fields of one record, saying what is wrong with one that is not as it must be.
+"""Read the fields of one record, and say what is wrong with one that does not fit.
 
-Every function raises RowError with `what: how to fix it`; file and line are added further up.
+Every function raises RowError with `what: how to fix it`; the caller adds file and line.
 """
 
 from __future__ import annotations
@@ -35,15 +35,14 @@ def check_text(value: Any, name: str, *, empty: bool = True) -> str:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is a text like most, which passes every check of check_text."""
+    """Whether a value is an ordinary text, which passes every check of check_text."""
     return type(value) is str and bool(value) and not value.isspace() and find_unencodable(value) < 0
 
 
 def find_unencodable(text: str) -> int:
     """Return the place of the first character that cannot be passed on, or -1.
 
-    Lone surrogates have no UTF-8 form, so no tokenizer can take them; NUL ends strings in half of the world's
-    tools.
+    Lone surrogates have no UTF-8 form, so no tokenizer can take them; NUL ends a string in many tools.
     """
     nul = text.find("\0")
     if text.isascii():
@@ -66,7 +65,7 @@ def describe_missing(record: dict[str, Any], name: str) -> str:
 
 
 def optional_text(record: dict[str, Any], key: str, name: str) -> str:
-    """An absent or null key counts as no text."""
+    """Read a text; an absent or null key counts as none."""
     value = record.get(key)
     return "" if value is None else check_text(value, name)
 
@@ -75,7 +74,7 @@ def read_flag(record: dict[str, Any], key: str, name: str) -> bool | None:
     value = record.get(key)
     if value is None or isinstance(value, bool):
         return value
-    # OpenAI's fine-tuning files weigh a message 0 or 1.
+    # OpenAI's fine-tuning files give a message the weight 0 or 1.
     as_text = str(value).strip().lower()
     if as_text in ("true", "1", "1.0"):
         return True

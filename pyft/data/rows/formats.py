@@ -10,9 +10,9 @@
     preference  {"prompt": .., "chosen": .., "rejected": ..}; or alpaca or sharegpt with the two answers
     tokenized   {"input_ids": [..], "labels": [..]}
 
-A file has one format, found from its first 100 rows or given; a row that does not fit it is an error with
+A file has one format, given or detected from its first 100 rows; a row that does not fit it is an error with
 its line. Rows that a format's convention leaves out (alpaca's `<nooutput>`) and keys that nothing reads are
-counted. How a single record is converted is in converters/.
+counted. The converters of single records are listed in registry.py.
 """
 
 from __future__ import annotations
@@ -54,21 +54,10 @@ class RowFormat:
 def resolve_format(
     source: DataSource, head: Sequence[Record], path: str, *, on_bad_record: str = "error"
 ) -> RowFormat:
-    """Settle how a file is read.
+    """Decide how a file is read, from its source and its first hundred records.
 
-    ConfigError is raised further down where the source names a field map or a key of its format that is none.
-
-    Args:
-        source: The source the file belongs to.
-        head: Its first records; those after the hundredth do not count.
-        path: The file, for messages.
-        on_bad_record: "error": all of them must have one format; "skip": the most frequent one is taken.
-
-    Returns:
-        The format.
-
-    Raises:
-        DataError: The rows have no known format, or several; or a key named in `columns` is in none of them.
+    With `on_bad_record: skip` the most frequent format counts; else rows of none or of several raise
+    DataError, as does a key in `columns` that no row has. An unknown map or key raises ConfigError.
     """
     format, columns, system = get_map(source.map) if source.map else ("auto", {}, None)
     if source.format != "auto":
@@ -125,18 +114,9 @@ def _detect(records: Sequence[Record], columns: Mapping[str, str], on_bad_record
 
 
 def convert_record(record: Record, format: RowFormat, unused: Counter[str]) -> Row:
-    """Convert one record; LeaveOut is raised further down for one that its format leaves out.
+    """Convert one record to a row, counting in `unused` the keys that are not read.
 
-    Args:
-        record: The record.
-        format: What resolve_format gave for its file.
-        unused: Counts keys that are not read.
-
-    Returns:
-        The row.
-
-    Raises:
-        DataError: The record cannot be decoded, or does not fit the format.
+    A record that does not fit raises DataError, one that its format leaves out LeaveOut.
     """
     if record.error is not None:
         raise DataError(record.error)
@@ -158,7 +138,7 @@ def convert_record(record: Record, format: RowFormat, unused: Counter[str]) -> R
 
 
 def _describe_lacking(record: Record, format: RowFormat) -> str | None:
-    """Name the key of the file, not the format's, where a record lacks it."""
+    """Name the missing key as the file would have it, not the format."""
     if isinstance(record.value, dict):
         for key in REQUIRED_KEYS.get(format.name, ()):
             own = format.columns.get(key, key)
@@ -169,14 +149,7 @@ def _describe_lacking(record: Record, format: RowFormat) -> str | None:
 
 
 def read_head(chunks: Iterator[RawChunk]) -> tuple[list[Record], Iterator[RawChunk]]:
-    """Decode the first records of a file, which resolve_format asks for.
-
-    Args:
-        chunks: What read_chunks gives.
-
-    Returns:
-        They, and all chunks, those they come from included.
-    """
+    """Decode the first records of a file, which resolve_format needs; also return all its chunks again."""
     head: list[Record] = []
     read: list[RawChunk] = []
     for chunk in chunks:
@@ -189,18 +162,7 @@ def read_head(chunks: Iterator[RawChunk]) -> tuple[list[Record], Iterator[RawChu
 
 
 def iter_rows(source: DataSource, *, on_bad_record: str = "error") -> Iterator[Row]:
-    """Read a whole source, one row after another, in this process.
-
-    Args:
-        source: The source.
-        on_bad_record: "error", or "skip" to pass over records that cannot be used.
-
-    Yields:
-        Row: The rows in order, but those that their format leaves out.
-
-    Raises:
-        DataError: A file, or with "error" a record, cannot be used.
-    """
+    """Yield the rows of a whole source, in this process, without those that their format leaves out."""
     unused: Counter[str] = Counter()
     for file in expand_source(source)[0]:
         head, chunks = read_head(read_chunks(file))
@@ -216,17 +178,7 @@ def iter_rows(source: DataSource, *, on_bad_record: str = "error") -> Iterator[R
 
 
 def describe(path: str, format: RowFormat, num_rows: int, unused: Mapping[str, int]) -> str:
-    """Say in one line how a file was read.
-
-    Args:
-        path: The file.
-        format: Its format.
-        num_rows: Records in it.
-        unused: Keys that were not read, and in how many rows.
-
-    Returns:
-        For the console: path, format, how it was chosen, rows, keys not used.
-    """
+    """Say in one line how a file was read; `unused` counts the rows in which a key was not read."""
     how = "found from its keys" if format.detected else "as given"
     if format.map and not format.detected:
         how = f"map {format.map}"

@@ -90,7 +90,7 @@ def _read_prompt(record: dict[str, Any], key: str, unused: Counter[str]) -> list
 
 
 def _read_answer(record: dict[str, Any], key: str, unused: Counter[str]) -> list[Message]:
-    """An answer is a string, one turn, or a list of turns."""
+    """Read an answer: a string, one turn, or a list of turns."""
     if key not in record:
         raise RowError(describe_missing(record, key))
     value = record[key]

@@ -1,10 +1,10 @@
-"""What every row becomes, whatever its format: turns of a conversation, a plain text, or ready-made tokens.
+"""What a row of any format becomes: turns of a conversation, a plain text, or ready-made tokens.
 
     Row    messages  (Message, Message, ..)      a conversation; with `rejected` a preference
            text      "a document"                for pretraining
            tokens    ([ids], [labels])           tokenized elsewhere
 
-Tool calls and tools have OpenAI's form, whichever form the file has them in:
+Tool calls and tools have OpenAI's form, whatever form they have in the file:
 `{"type": "function", "function": {"name": .., "arguments": {..}}}`.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 class Message:
     """One turn.
 
-    `trained` has a meaning for the assistant only. `tool_calls` are the assistant's, their arguments decoded;
+    `trained` is for the assistant only, and so are `tool_calls`, whose arguments are decoded;
     `name` and `tool_call_id` say which call a tool answers.
     """
 

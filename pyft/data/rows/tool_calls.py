@@ -23,17 +23,9 @@ _FIX_CALL = 'write {"name": "..", "arguments": {..}}'
 
 
 def read_tools(value: Any, name: str) -> tuple[dict[str, Any], ...]:
-    """Read the tools that a conversation may call.
+    """Read the tools that a conversation may call, in OpenAI's form; `name` is their key, for messages.
 
-    Args:
-        value: What stands in the row; null, an empty string and an empty list mean none.
-        name: Its key, for messages.
-
-    Returns:
-        They in OpenAI's form.
-
-    Raises:
-        RowError: They are no tools.
+    Null, an empty string and an empty list mean none.
     """
     if isinstance(value, str):
         value = _parse(value, name) if value.strip() else None
@@ -55,17 +47,9 @@ def read_tools(value: Any, name: str) -> tuple[dict[str, Any], ...]:
 
 
 def read_tool_calls(value: Any, name: str) -> tuple[dict[str, Any], ...]:
-    """Read the calls of one assistant turn.
+    """Read the calls of one assistant turn, in OpenAI's form, their arguments decoded.
 
-    Args:
-        value: A call, a list of calls, or one of these as a JSON string.
-        name: Its key, for messages.
-
-    Returns:
-        At least one call, in OpenAI's form, its arguments decoded.
-
-    Raises:
-        RowError: They are no calls.
+    `value` is a call, a list of calls, or one of these as a JSON string; none at all raises RowError.
     """
     if isinstance(value, str):
         value = _parse(value, name)

@@ -1,4 +1,4 @@
-"""Convert formats that are a list of turns: messages, sharegpt, xtuner; and turns that other formats hold.
+"""Convert formats that are a list of turns: messages, sharegpt, xtuner; and turns inside other formats.
 
 messages   {"role": "assistant", "content": "..", "loss": true?, "tool_calls": [..]?, ..}
 sharegpt   {"from": "gpt", "value": "..", "loss": true?}; from function_call the value is a call as JSON
@@ -69,18 +69,7 @@ def _convert_dialogue(record: dict[str, Any], key: str, source: str, unused: Cou
 
 
 def with_system(turns: list[Message], record: dict[str, Any]) -> tuple[Message, ...]:
-    """Put the system text of a row before its turns.
-
-    Args:
-        turns: The turns.
-        record: The row, with `system` or without.
-
-    Returns:
-        All turns.
-
-    Raises:
-        RowError: There is one in both.
-    """
+    """Put the system text of a row before its turns; RowError if there is a system turn already."""
     system = optional_text(record, "system", "system")
     if not system:
         return tuple(turns)
@@ -92,19 +81,9 @@ def with_system(turns: list[Message], record: dict[str, Any]) -> tuple[Message, 
 def read_turns(
     value: Any, name: str, unused: Counter[str], *, style: str | None = None, trained: bool = True
 ) -> list[Message]:
-    """Read a list of turns.
+    """Read a list of turns; without `style`, messages or sharegpt as the first turn has it.
 
-    RowError is raised further down where it is none.
-
-    Args:
-        value: What stands in the row.
-        name: Its key, for messages.
-        unused: Counts keys of turns that are not read.
-        style: messages or sharegpt; None for that of the first turn.
-        trained: Whether assistant turns without a flag of their own are learned.
-
-    Returns:
-        The turns.
+    `name` is its key, for messages; `trained` counts for assistant turns without a flag of their own.
     """
     turns = expect_turns(value, name)
     if style is None:
@@ -114,18 +93,7 @@ def read_turns(
 
 
 def read_turn(value: dict[str, Any], name: str, unused: Counter[str]) -> Message:
-    """Read a single turn that stands by itself, of either style.
-
-    RowError is raised further down where it is none.
-
-    Args:
-        value: The turn.
-        name: Its key, for messages.
-        unused: Counts keys that are not read.
-
-    Returns:
-        The turn.
-    """
+    """Read a single turn of either style that stands by itself under the key `name`."""
     is_sharegpt = "from" in value and "role" not in value
     read = _read_sharegpt_turn if is_sharegpt else _read_message
     return read(value, name, f"{name}.", unused, True)
@@ -200,7 +168,7 @@ def _read_trained(turn: dict[str, Any], name: str, role: str, default: bool) -> 
 
 
 def _join_parts(parts: list[Any], name: str) -> str:
-    """OpenAI's content parts: a list of {"type": "text", "text": ..} is their texts in a row."""
+    """Join OpenAI's content parts, a list of {"type": "text", "text": ..}."""
     texts = []
     for index, part in enumerate(parts):
         if not isinstance(part, dict) or part.get("type", "text") != "text":

@@ -1,8 +1,8 @@
-"""Copies of a tokenizer's backend that differ from it in one thing each; made once per tokenizer.
+"""Copies of a tokenizer's backend, each with one difference; made once per tokenizer.
 
 encoding_backend    offsets that cover every character, blanks too
 plain_copy          knows no control tokens: for a stretch of text between two of them
-continuing_copy     the same, for a text that goes on where another left off: puts nothing before it
+continuing_copy     the same for a text that continues another: puts nothing before it
 """
 
 from __future__ import annotations
@@ -18,14 +18,7 @@ _copies: WeakKeyDictionary[Any, dict[_Key, Tokenizer]] = WeakKeyDictionary()
 
 
 def encoding_backend(tokenizer: Any) -> Tokenizer:
-    """Return the backend that encodes whole texts, special tokens written out.
-
-    Args:
-        tokenizer: A fast tokenizer.
-
-    Returns:
-        The tokenizer's own backend, without limits on length; a copy where its offsets leave out blanks.
-    """
+    """Return the backend for whole texts: its own without limits, a copy if its offsets skip blanks."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -37,30 +30,12 @@ def encoding_backend(tokenizer: Any) -> Tokenizer:
 
 
 def plain_copy(tokenizer: Any, control_tokens: frozenset[str], *, at_start: bool) -> Tokenizer:
-    """Return a copy that takes control tokens for text.
-
-    Args:
-        tokenizer: A fast tokenizer.
-        control_tokens: Their spellings.
-        at_start: Whether the text to encode is the start of the whole text, where some tokenizers put a
-            blank.
-
-    Returns:
-        The copy.
-    """
+    """Return a copy that reads control tokens as text; some put a blank before a text that is `at_start`."""
     return _copy(tokenizer, control_tokens, "start" if at_start else "inside")
 
 
 def continuing_copy(tokenizer: Any, control_tokens: frozenset[str]) -> Tokenizer:
-    """Return a copy that takes control tokens for text and puts no blank before a text.
-
-    Args:
-        tokenizer: A fast tokenizer.
-        control_tokens: Their spellings.
-
-    Returns:
-        The copy.
-    """
+    """Return a copy that reads control tokens as text and puts no blank before a text."""
     return _copy(tokenizer, control_tokens, "continuing")
 
 

@@ -1,10 +1,10 @@
-"""Make a tokenizer from texts, and read what a tokenizer folder says about itself. Only the `tokenizers`
+"""Build a tokenizer from texts, and read what a tokenizer folder says about itself. Only the `tokenizers`
 package.
 
-The built one is a byte-level BPE: every text has ids, and ids give back every text. Words are cut as
-GPT-4's and Qwen's are, with two differences that suit small corpora: each Chinese or Japanese character
-stands alone (a merge over whole sentences would learn the sentences instead of the language), and so does
-each digit. Training is deterministic: equal texts in equal order give equal files.
+The tokenizer built is a byte-level BPE: every text has ids, and ids give back every text. Words are split as
+by GPT-4 and Qwen, with two differences that suit small corpora: each Chinese or Japanese character stands
+alone (a merge over whole sentences would learn the sentences instead of the language), and so does each
+digit. Training is deterministic: equal texts in equal order give equal files.
 """
 
 from __future__ import annotations
@@ -37,18 +37,10 @@ _SETTINGS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str]) -> Tokenizer:
-    """Train a byte-level BPE.
+    """Train a byte-level BPE; special tokens get the first ids.
 
-    Args:
-        texts: The corpus.
-        vocab_size: Entries in all, special tokens included; fewer where the corpus has no more pairs.
-        special_tokens: Control tokens, which get the first ids.
-
-    Returns:
-        The backend.
-
-    Raises:
-        ConfigError: vocab_size has no room for the 256 bytes and the special tokens.
+    `vocab_size` counts all entries, fewer if the corpus has no more pairs; ConfigError if the 256 bytes and
+    the special tokens do not fit.
     """
     smallest = 256 + len(special_tokens)
     if vocab_size < smallest:
@@ -77,14 +69,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[st
 
 
 def is_sentencepiece(path: str) -> str | None:
-    """Find the sentencepiece model that a path means.
-
-    Args:
-        path: A `.model` file, or a folder.
-
-    Returns:
-        The `.model` file; None for a folder that has a tokenizer.json or no tokenizer.model.
-    """
+    """Return the `.model` file that a path means; None for a folder with a tokenizer.json or no model."""
     if path.endswith(".model"):
         return path
     model = Path(path) / "tokenizer.model"
@@ -92,17 +77,10 @@ def is_sentencepiece(path: str) -> str | None:
 
 
 def load_sentencepiece(path: str) -> tuple[Tokenizer, dict[str, Any]]:
-    """Make a backend from a `.model`, with the settings of the tokenizer_config.json beside it, if there is
-    one.
+    """Make a backend from a `.model`, and the settings to give a transformers tokenizer.
 
-    Args:
-        path: The `.model` file.
-
-    Returns:
-        The backend, and the special tokens and chat template to give a transformers tokenizer.
-
-    Raises:
-        ConfigError: The file is no sentencepiece model, or the settings do not fit it.
+    The settings are special tokens and chat template, also from the tokenizer_config.json beside the file;
+    ConfigError if they do not fit it, or it is not a sentencepiece model.
     """
     model = read_sentencepiece(path)
     warn_where_different(model.backend, path)
@@ -136,17 +114,7 @@ def load_sentencepiece(path: str) -> tuple[Tokenizer, dict[str, Any]]:
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """Read a folder's tokenizer_config.json.
-
-    Args:
-        folder: The tokenizer's folder.
-
-    Returns:
-        The settings; empty where there is no such file.
-
-    Raises:
-        ConfigError: The file is broken.
-    """
+    """Read a folder's tokenizer_config.json; {} if there is none."""
     file = folder / "tokenizer_config.json"
     if not file.is_file():
         return {}

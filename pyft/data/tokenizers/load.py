@@ -13,19 +13,11 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
-    """Load a tokenizer from this machine.
+    """Load a fast tokenizer (PreTrainedTokenizerFast) from this machine.
 
-    Args:
-        path: A Hugging Face folder, or a sentencepiece `.model` (a file, or a folder with tokenizer.model
-            alone): that one gives sentencepiece's own ids, and a warning line is printed where it does not.
-        trust_remote_code: Run Python code that the folder brings along.
-
-    Returns:
-        A fast tokenizer (PreTrainedTokenizerFast).
-
-    Raises:
-        ConfigError: No such path, no tokenizer in it, no fast one, or it needs remote code that is not
-            allowed.
+    `path` is a Hugging Face folder or a sentencepiece `.model` (a file, or a folder with nothing but
+    tokenizer.model), which gets sentencepiece's own ids; a warning line is printed where it does not.
+    ConfigError if there is none, no fast one, or it needs remote code that is not allowed.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -78,16 +70,7 @@ def build_tokenizer(
 ) -> Any:
     """Build a byte-level BPE tokenizer from texts; eos and pad are `<|endoftext|>`, and there is no BOS.
 
-    ConfigError is raised further down where vocab_size is too small.
-
-    Args:
-        texts: The corpus.
-        vocab_size: Entries in all, at most.
-        control_tokens: Those of the chat templates that will be used.
-        chat_template: Jinja text to go with it.
-
-    Returns:
-        A fast tokenizer; its save_pretrained writes an ordinary Hugging Face folder.
+    `vocab_size` is at most the number of all entries; ConfigError if it is too small.
     """
     from transformers import PreTrainedTokenizerFast
 

@@ -1,11 +1,11 @@
-"""Build a fast tokenizer backend from a sentencepiece `.model`, giving sentencepiece's own ids.
+"""Build a fast tokenizer backend from a sentencepiece `.model`, with sentencepiece's own ids.
 
 transformers' conversion of such files ranks merges by piece index; sentencepiece ranks them by score, which
 differs for runs of blanks. Here merges are ranked by score, the dummy prefix is the model's own choice, and
 control pieces and user-defined ones that look like tags are special tokens. Left out: word and character
 models, subword sampling.
 
-Loading ends with a comparison of both on a probe text; where they differ, one warning line says so.
+Loading ends with a comparison of the two on a probe text; if they differ, one warning line says so.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROBE_TEXTS = (
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """What a `.model` file gives: a backend, and the texts of its special pieces (None where it has none)."""
+    """A backend, and the texts of the special pieces of its `.model` (None where it has none)."""
 
     backend: Tokenizer
     bos: str | None
@@ -46,17 +46,7 @@ class SentencePieceModel:
 
 
 def read_sentencepiece(path: str) -> SentencePieceModel:
-    """Read a sentencepiece model file.
-
-    Args:
-        path: The `.model` file.
-
-    Returns:
-        The backend and the special pieces.
-
-    Raises:
-        ConfigError: No such file, no sentencepiece model, or one that is neither BPE nor unigram.
-    """
+    """Read a `.model` file; ConfigError unless it is a BPE or unigram model."""
     proto = _parse(path)
     kind = proto.trainer_spec.model_type
     if kind not in (_UNIGRAM, _BPE):
@@ -80,12 +70,12 @@ def read_sentencepiece(path: str) -> SentencePieceModel:
 
 
 def _user_defined(proto: Any) -> list[str]:
-    """Pieces that sentencepiece takes whole wherever they stand."""
+    """List the pieces that sentencepiece keeps whole wherever they occur."""
     return [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED]
 
 
 def _plain_pieces(proto: Any) -> list[str]:
-    """Those of them that are text (runs of blanks, digits, words) and not control tokens; longest first."""
+    """List those of them that are text (runs of blanks, digits, words), not control tokens; longest first."""
     return sorted((text for text in _user_defined(proto) if not _TAG.fullmatch(text)), key=len, reverse=True)
 
 
@@ -97,13 +87,13 @@ def _parse(path: str) -> Any:
     try:
         proto.ParseFromString(Path(path).read_bytes())
     except DecodeError:
-        raise ConfigError(f"model.tokenizer: {path} is no sentencepiece model: check the file") from None
+        raise ConfigError(f"model.tokenizer: {path} is not a sentencepiece model: check the file") from None
     except OSError as error:
         raise ConfigError(
             f"model.tokenizer: {path} cannot be read ({error.strerror}): check the path"
         ) from None
     if not proto.pieces:
-        raise ConfigError(f"model.tokenizer: {path} is no sentencepiece model: check the file")
+        raise ConfigError(f"model.tokenizer: {path} is not a sentencepiece model: check the file")
     return proto
 
 
@@ -169,15 +159,7 @@ def _set_text_rules(backend: Tokenizer, proto: Any) -> None:
 
 
 def compare_with_sentencepiece(backend: Tokenizer, path: str) -> list[str]:
-    """Find the probe texts whose ids differ from sentencepiece's own.
-
-    Args:
-        backend: What was built from `path`.
-        path: The `.model` file.
-
-    Returns:
-        The differing texts of PROBE_TEXTS.
-    """
+    """Return the PROBE_TEXTS whose ids differ from sentencepiece's own."""
     import sentencepiece
 
     # Else its C++ side writes log lines about unused pieces to stderr.
@@ -188,12 +170,7 @@ def compare_with_sentencepiece(backend: Tokenizer, path: str) -> list[str]:
 
 
 def warn_where_different(backend: Tokenizer, path: str) -> None:
-    """Print one warning line if this tokenizer and sentencepiece's own disagree on a probe text.
-
-    Args:
-        backend: What was built from `path`.
-        path: The `.model` file.
-    """
+    """Print one warning line if this backend and sentencepiece disagree on a probe text."""
     different = compare_with_sentencepiece(backend, path)
     if different:
         print(

@@ -1,10 +1,9 @@
-"""Token ids of a rendered text, as any inference server gives them, and what to do about spelled control
-tokens.
+"""Token ids of a rendered text, as any inference server computes them; control tokens spelled in it are text.
 
 The whole text is tokenised once, without adding special tokens (the template wrote BOS). Where a *content*
 spells a control token ("what does <|im_end|> do?"), those characters are text: the stretch around them, up
-to the next control token that the template itself wrote, is encoded once more by a copy of the tokenizer
-that knows no control tokens.
+to the next control token that the template itself wrote, is encoded again by a copy of the tokenizer that
+knows no control tokens.
 
     <|im_start|>user\\nwhat does <|im_end|> do?<|im_end|>\\n
     ^control     ^------------ stretch -------^control
@@ -31,21 +30,13 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class SpelledText:
-    """A text and the character spans in it that spell control tokens but are not, in order."""
+    """A text and the character spans in it, in order, that spell control tokens but are text."""
 
     text: str
     literals: tuple[Span, ...] = ()
 
     def between(self, start: int, end: int) -> SpelledText:
-        """Cut a part out.
-
-        Args:
-            start: Its first character, not inside a literal.
-            end: One past its last.
-
-        Returns:
-            The part, with its literals.
-        """
+        """Cut a part out, with its literals; `start` is not inside one."""
         first = bisect_left(self.literals, start, key=lambda span: span[0])
         last = bisect_right(self.literals, end, key=lambda span: span[1])
         literals = tuple((a - start, b - start) for a, b in self.literals[first:last])
@@ -58,36 +49,16 @@ class Encoded:
     __slots__ = ("_spans", "ids")
 
     def __init__(self, ids: list[int], spans: Encoding | list[Span]) -> None:
-        """Put them together.
-
-        Args:
-            ids: The ids.
-            spans: The characters of each; an Encoding is asked for single ones, as its whole list is large.
-        """
         self.ids = ids
         self._spans = spans
 
     def characters(self, index: int) -> Span:
-        """Return the characters that a token covers.
-
-        Args:
-            index: The token's.
-
-        Returns:
-            The first and one past the last.
-        """
+        """Return the first and one past the last character that a token covers."""
         spans = self._spans
         return spans[index] if isinstance(spans, list) else spans.token_to_chars(index)
 
     def first_at(self, character: int) -> int:
-        """Return the index of the first token that starts at `character` or later.
-
-        Args:
-            character: A position in the text.
-
-        Returns:
-            An index from 0 to the number of tokens.
-        """
+        """Return the index of the first token that starts at `character` or later."""
         if isinstance(self._spans, Encoding):
             index = self._spans.char_to_token(character)
             if index is not None and self.characters(index)[0] == character:
@@ -95,54 +66,24 @@ class Encoded:
         return bisect_left(range(len(self.ids)), character, key=lambda index: self.characters(index)[0])
 
     def last_before(self, character: int) -> int:
-        """Return the index of the last token that starts before `character`.
-
-        Args:
-            character: A position in the text.
-
-        Returns:
-            An index from -1.
-        """
+        """Return the index of the last token that starts before `character`, from -1."""
         return self.first_at(character) - 1
 
 
 def special_spellings(tokenizer: Any) -> frozenset[str]:
-    """Return the spellings of the tokenizer's special tokens.
-
-    Args:
-        tokenizer: A fast tokenizer.
-
-    Returns:
-        Their texts.
-    """
+    """Return the spellings of the tokenizer's special tokens."""
     return frozenset(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
 def spell_document(text: str, start: str, spellings: frozenset[str]) -> SpelledText:
-    """Write a document as the tokenizer would take it.
-
-    Args:
-        text: The document; special tokens that it spells are text.
-        start: What the tokenizer puts before it, see document_start.
-        spellings: The special tokens, see special_spellings.
-
-    Returns:
-        The text to encode.
-    """
+    """Put `start` (see document_start) before a document; special tokens that it spells are text."""
     found = re.finditer(_alternatives(spellings), text) if spellings else ()
     literals = tuple((match.start() + len(start), match.end() + len(start)) for match in found)
     return SpelledText(start + text, literals)
 
 
 def document_start(tokenizer: Any) -> str:
-    """Return the BOS that this tokenizer puts before a text by itself, or nothing.
-
-    Args:
-        tokenizer: A fast tokenizer.
-
-    Returns:
-        The BOS token's text, or "".
-    """
+    """Return the BOS that this tokenizer puts before every text, or ""."""
     bos = tokenizer.bos_token_id
     if bos is None:
         return ""
@@ -155,17 +96,7 @@ def _alternatives(spellings: frozenset[str]) -> re.Pattern[str]:
 
 
 def encode_all(tokenizer: Any, texts: Sequence[SpelledText], control_tokens: frozenset[str]) -> list[Encoded]:
-    """Tokenise many texts.
-
-    Args:
-        tokenizer: A fast tokenizer.
-        texts: Texts, special tokens written out, with their spans that are text though they spell control
-            tokens.
-        control_tokens: The spellings that count as control tokens.
-
-    Returns:
-        Ids and characters of each.
-    """
+    """Tokenise texts with their special tokens written out; `control_tokens` are the spellings that count."""
     backend = encoding_backend(tokenizer)
     encodings = backend.encode_batch([spelled.text for spelled in texts], add_special_tokens=False)
     return [
@@ -177,15 +108,9 @@ def encode_all(tokenizer: Any, texts: Sequence[SpelledText], control_tokens: fro
 
 
 def is_written(spelled: SpelledText, span: Span, token: AddedToken) -> bool:
-    """Say whether a token was found in the text as a control token, and not made of some other text.
+    """Say whether a token was found in the text as a control token, and not made from other text.
 
-    Args:
-        spelled: The text.
-        span: The characters that the token covers.
-        token: The added token whose id it has; models give that of the unknown token to any text.
-
-    Returns:
-        False for the ids of ordinary text and of literals.
+    Models give the id of an unknown token to any text, so the characters are compared.
     """
     if spelled.text[span[0] : span[1]].strip() != token.content.strip():
         return False

@@ -24,14 +24,7 @@ class TokenizerView:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> TokenizerView:
-        """Make a view.
-
-        Args:
-            tokenizer: A fast tokenizer of transformers, or a view, which is returned as it is.
-
-        Returns:
-            The view; it shares the tokenizer's backend.
-        """
+        """Make a view of a transformers tokenizer, which shares its backend; a view is returned as it is."""
         if isinstance(tokenizer, cls):
             return tokenizer
         try:
@@ -71,14 +64,7 @@ class TokenizerView:
         return self.convert_tokens_to_ids(self.eos_token)
 
     def convert_tokens_to_ids(self, token: str | None) -> int | None:
-        """Look a token up.
-
-        Args:
-            token: Its text.
-
-        Returns:
-            Its id; that of the unknown token, if there is one, where the vocabulary does not have it.
-        """
+        """Look up the id of a token; the unknown token's, if any, where the vocabulary lacks it."""
         if token is None:
             return None
         token_id = self.backend_tokenizer.token_to_id(token)
@@ -87,14 +73,7 @@ class TokenizerView:
         return token_id
 
     def get_chat_template(self) -> str:
-        """Return the tokenizer's own chat template.
-
-        Returns:
-            Jinja text.
-
-        Raises:
-            ValueError: It has none.
-        """
+        """Return the tokenizer's own chat template; ValueError if it has none."""
         if self.chat_template is None:
             raise ValueError("the tokenizer has no chat template")
         return self.chat_template

@@ -168,7 +168,7 @@ def test_unreadable_file(tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr("builtins.open", refuse)
-    assert "may not be read (Permission denied)" in fail(path)
+    assert "cannot be read (Permission denied)" in fail(path)
 
 
 def test_a_file_that_goes_away(tmp_path):

@@ -108,7 +108,7 @@ def test_sources_without_files(tmp_path):
     assert "no such file" in fail(tmp_path / "nowhere.jsonl")
     assert "no file matches the pattern" in fail(tmp_path / "*.jsonl")
     (tmp_path / "empty").mkdir()
-    assert "the folder holds 0 files, none of a kind that is read (.jsonl" in fail(tmp_path / "empty")
+    assert "the folder holds 0 files, none of a kind that can be read (.jsonl" in fail(tmp_path / "empty")
     plant(tmp_path, "a.md", "b.parquet.gz", "c")
     assert "the pattern matches 1 files, none of a kind" in fail(tmp_path / "*.md")
     assert "files ending in '.md' are not read" in fail(tmp_path / "a.md")
@@ -117,7 +117,7 @@ def test_sources_without_files(tmp_path):
     (tmp_path / "broken.jsonl").symlink_to(tmp_path / "gone.jsonl")
     assert "no such file" in fail(tmp_path / "broken.jsonl")
     os.mkfifo(tmp_path / "pipe.jsonl")
-    assert "is no ordinary file" in fail(tmp_path / "pipe.jsonl")
+    assert "is not a regular file" in fail(tmp_path / "pipe.jsonl")
 
 
 def test_a_folder_that_may_not_be_listed(tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_a_folder_that_may_not_be_listed(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert "may not be read (Permission denied)" in fail(tmp_path)
+    assert "cannot be read (Permission denied)" in fail(tmp_path)
 
 
 def test_hub_names_are_taken_as_they_are():

@@ -83,8 +83,12 @@ def test_broken_line_has_line_and_column(tmp_path):
         ('{"text": "a"}\n{"text": "b"', "2:13:", "the last line is cut"),
         ('{"text": "a"} {"text": "b"}\n', "1:15:", "a second value on the line"),
         ('[\n{"text": "a"}\n]\n', "1:2:", "name an array .json"),
-        ('{"text": "a", "text": "b"}\n', "1:", 'the key "text" stands twice'),
-        ('{"x": 1}\n{"messages": [{"role": "user", "role": "user"}]}\n', "2:", 'the key "role" stands twice'),
+        ('{"text": "a", "text": "b"}\n', "1:", 'the key "text" appears twice'),
+        (
+            '{"x": 1}\n{"messages": [{"role": "user", "role": "user"}]}\n',
+            "2:",
+            'the key "role" appears twice',
+        ),
         (b'{"text": "a"}\n\n{"text": "caf\xe9"}\n', "3:14:", "byte 0xe9 is not UTF-8"),
         ('{"text": "a\x00b"}\n', "1:12:", "broken JSON"),
         ('{"text": "a"}\n{"n": ' + "[" * 100_000 + "\n", "2", "nested too deeply"),
@@ -111,7 +115,7 @@ def test_bad_lines(tmp_path, content, where, fragment):
         ('[{"text": "a"},\n {"text": "b"}', "2:15:", "the file is cut in row 2"),
         ('[{"text": "a"},]', "1:16:", "a comma before the closing ]"),
         ('[{"text": "a"}] x', "1:17:", "text after the closing ]"),
-        ('[{"text": "a"}, {"text": "b", "text": "c"}]', "2:", "stands twice"),
+        ('[{"text": "a"}, {"text": "b", "text": "c"}]', "2:", "appears twice"),
         ('{"data": [{"text": "a"}]}', "1:1:", 'wrapped in an object, under the key "data"'),
         ('{"text": "a"}', "1:1:", "one object, not an array of rows"),
         ('{"text": "a"}\n{"text": "b"}\n', "1:1:", "name it .jsonl"),
@@ -146,7 +150,7 @@ def test_a_bad_record_leaves_the_others_alone(tmp_path):
     assert sources(records) == ["1", "2", "3", "5", "6"]
     for record in records[1:4]:
         assert record.error.startswith(record.source + ":")
-    # In an array only a key that stands twice does so: after anything else no place is certain.
+    # In an array only a duplicate key does so: after anything else no place is certain.
     path = tmp_path / "data.json"
     path.write_text('[{"text": "a", "text": "b"}, {"text": "c"}]')
     (chunk,) = chunks_of(path)

@@ -144,7 +144,7 @@ def test_columnar_tables_that_are_broken(tmp_path, kind):
     whole = path.read_bytes()
     name = "parquet" if kind == "parquet" else "arrow"
     for content in (whole[:-9], whole[: len(whole) // 2], whole[:20], b"no table at all"):
-        assert f" is no whole {name} file (" in fail(path, content)
+        assert f" is not a complete {name} file (" in fail(path, content)
     assert " the file is empty" in fail(path, b"")
     write_table(path, ROWS, kind)
     path.write_bytes(path.read_bytes())

@@ -164,7 +164,7 @@ def test_chinese_characters_and_digits_stand_alone(corpus):
 def test_building_is_deterministic(corpus, tmp_path):
     script = (
         "import sys\n"
-        "from pyft.data.encode.rows import build_tokenizer\n"
+        "from pyft.data.tokenizers.load import build_tokenizer\n"
         "texts = open(sys.argv[1], encoding='utf-8').read().split('\\n')\n"
         "sys.stdout.write(build_tokenizer(texts, vocab_size=500).backend_tokenizer.to_str())\n"
     )
@@ -194,9 +194,9 @@ def test_what_cannot_be_loaded(tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no tokenizer can be loaded from" in fail(tmp_path / "empty")
     (tmp_path / "broken.model").write_bytes(b"no model")
-    assert "is no sentencepiece model" in fail(tmp_path / "broken.model")
+    assert "is not a sentencepiece model" in fail(tmp_path / "broken.model")
     (tmp_path / "empty.model").write_bytes(b"")
-    assert "is no sentencepiece model" in fail(tmp_path / "empty.model")
+    assert "is not a sentencepiece model" in fail(tmp_path / "empty.model")
     (tmp_path / "a.txt").write_text("x")
     assert "neither a folder nor a .model file" in fail(tmp_path / "a.txt")
     (tmp_path / "bad").mkdir()
