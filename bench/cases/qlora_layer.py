@@ -117,5 +117,5 @@ def _dense_model(folder: Path, model: nn.Module, device: str) -> nn.Module:
     )
     for name, layer in model.named_modules():
         if isinstance(layer, LoRALinear):
-            dense.get_submodule(name).weight.copy_(layer.base.dequantized())
+            dense.get_submodule(name).weight.copy_(layer.base.dense_weight())
     return dense.model

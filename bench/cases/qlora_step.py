@@ -228,8 +228,7 @@ def share_weights(model: nn.Module, peer: nn.Module) -> None:
         share = (weight.codes != ours.base.codes).double().mean().item()
         if share > (1e-5 if weight.codes.is_cuda else 0.0):
             raise RuntimeError(f"qlora_step: {name} has other NF4 codes in bitsandbytes: {share:.2%}")
-        for part in ("codes", "absmax_codes", "nested_absmax", "offset"):
-            setattr(ours.base, part, getattr(weight, part))
+        ours.base.hold(weight)
         layer.lora_A["default"].weight.copy_(ours.lora_A)
 
 
@@ -243,7 +242,7 @@ def _dense_loss(folder: Path, model: nn.Module, row: SimpleNamespace) -> float:
     )
     for name, layer in model.named_modules():
         if isinstance(layer, LoRALinear):
-            dense.get_submodule(name).weight.copy_(layer.base.dequantized())
+            dense.get_submodule(name).weight.copy_(layer.base.dense_weight())
     hidden: Tensor = dense.base_model(input_ids=row.input_ids).last_hidden_state[0]
     counted = row.targets[0] != -100
     return cross_entropy(dense.lm_head(hidden[counted]), row.targets[0][counted]).item()

@@ -55,12 +55,16 @@ class NF4Linear(nn.Module):
                 f"NF4Linear: weight.shape is {tuple(weight.shape)}, layer expects "
                 f"{(self.out_features, self.in_features)}"
             )
-        quantized = nf4_quantize(weight.contiguous(), double_quant=self.double_quant)
+        self.hold(nf4_quantize(weight.contiguous(), double_quant=self.double_quant))
+
+    def hold(self, quantized: NF4Weight) -> None:
+        """Take over the parts of a quantised weight [N, K]."""
         for part in _PARTS:
             tensor = getattr(quantized, part)
             if tensor is not None:
                 # At least one dimension, since FSDP2 shards along it: the offset is a scalar.
-                setattr(self, part, nn.Parameter(tensor.reshape(-1), requires_grad=False))
+                tensor = nn.Parameter(tensor.reshape(-1), requires_grad=False)
+            setattr(self, part, tensor)
 
     @property
     def frozen_weight(self) -> NF4Weight:
