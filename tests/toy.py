@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import itertools
 import json
 import os
 import resource
@@ -218,7 +219,8 @@ class Forge:
     """Runs toy runs in processes of their own: one interpreter imports everything once and forks for each.
 
     A job is the options of `toy_run` that JSON can hold, with `folder`, and, if wanted: `fault` (PYFT_FAULT),
-    `slow_ms` and `slow_validation_ms` (a wait before each batch), `max_file_bytes` (RLIMIT_FSIZE), `umask`.
+    `max_file_bytes` (RLIMIT_FSIZE), `umask`, `hang` (in a C call), `pause_after` (so many batches: it prints
+    "paused" and waits for `go_on`), `long_validation` (20 batches), `pause_validation_after`.
     """
 
     def __init__(self, outputs: Path):
@@ -239,6 +241,10 @@ class Forge:
         output = self._outputs / f"{self._num_jobs}.txt"
         return self._ask({**job, "output": str(output)}), output
 
+    def go_on(self, output: Path) -> None:
+        """Let a job go on that paused; `output` as `start` gave it."""
+        output.with_suffix(".go").touch()
+
     def wait(self, pid: int) -> int:
         """Give the exit code of a job, negative for a signal."""
         return self._ask({"wait": pid})
@@ -258,8 +264,16 @@ class Forge:
         return int(self._process.stdout.readline())
 
 
-def _sleeping(milliseconds: float) -> Callable[[int], None]:
-    return lambda index: time.sleep(milliseconds / 1000)
+def _pausing(num_batches: int | None, go: Path) -> Callable[[int], None]:
+    batches = itertools.count()
+
+    def before_batch(index: int) -> None:
+        if next(batches) == num_batches:
+            print("paused", flush=True)
+            while not go.exists():
+                time.sleep(0.01)
+
+    return before_batch
 
 
 def _hang(model: ToyModel, batch: ToyBatch) -> None:
@@ -277,10 +291,11 @@ def _run_job(job: dict[str, Any]) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
     if (umask := job.pop("umask", None)) is not None:
         os.umask(umask)
-    if slow_ms := job.pop("slow_ms", None):
-        job["source"] = ToySource(7, before_batch=_sleeping(slow_ms))
-    if slow_ms := job.pop("slow_validation_ms", None):
-        job["validation"] = ToySource(20, before_batch=_sleeping(slow_ms))
+    go = Path(job.pop("output")).with_suffix(".go")
+    job["source"] = ToySource(7, before_batch=_pausing(job.pop("pause_after", None), go))
+    if job.pop("long_validation", False):
+        pause = _pausing(job.pop("pause_validation_after", None), go)
+        job["validation"] = ToySource(20, before_batch=pause)
     folder = Path(job.pop("folder"))
     if job.pop("hang", False):
         job["objective"] = _hang
@@ -299,7 +314,7 @@ def _run_job(job: dict[str, Any]) -> int:
 
 
 def _fork(job: dict[str, Any]) -> int:
-    output = os.open(job.pop("output"), os.O_WRONLY | os.O_CREAT)
+    output = os.open(job["output"], os.O_WRONLY | os.O_CREAT)
     child = os.fork()
     if child > 0:
         os.close(output)

@@ -6,6 +6,9 @@ import os
 import sys
 import time
 from collections import Counter
+from pathlib import Path
+
+from waiting import wait_until
 
 from pyft.data.prepared.chunk import EncodedChunk
 
@@ -17,6 +20,10 @@ class Orders:
         verb, _, rest = chunk.partition(" ")
         if verb == "sleep":
             time.sleep(float(rest))
+        elif verb == "make":
+            Path(rest).touch()
+        elif verb == "await":
+            wait_until(Path(rest).exists, rest)
         elif verb == "exit":
             os._exit(int(rest))
         elif verb == "raise":

@@ -8,9 +8,9 @@ import random
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+from waiting import SECONDS, wait_until
 
 
 @pytest.fixture
@@ -47,10 +47,12 @@ def start(tmp_path, bpe_folder):
         )
         processes.append(process)
         written = tmp_path / "cache" / "data"
-        deadline = time.monotonic() + 120
-        while not list(written.glob(".*/samples.arrow")) and time.monotonic() < deadline:
+
+        def begun() -> bool:
             assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
+            return bool(list(written.glob(".*/samples.arrow")))
+
+        wait_until(begun, "prepared samples")
         return process
 
     yield start
@@ -65,17 +67,17 @@ def start(tmp_path, bpe_folder):
 def test_a_signal_to_all_processes_ends_them_and_leaves_nothing(start, tmp_path, number, num_workers):
     process = start(num_workers)
     os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + number
     assert "error:" not in err and "Traceback" not in err and "Traceback" not in out
     assert os.listdir(tmp_path / "cache" / "data") == []
     # multiprocessing's own tracker of resources sees a moment later that it is alone.
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            break
-        time.sleep(0.05)
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    wait_until(lambda: not group_exists(process.pid), "the end of the last process")
+
+
+def group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -8,10 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from data_command import GOOD, Command, line
+from waiting import SECONDS, wait_until
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_as_a_process_of_its_own_with_workers(command):
     rows[1200] = rows[1999] = b"oops"
     path = command.write("data.jsonl", b"\n".join(rows))
     process = start(command, "data.num_workers=2")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=SECONDS)
     assert (process.returncode, out) == (3, b"")
     (only,) = err.decode().splitlines()
     assert f"{path}:1201:1: broken JSON" in only
@@ -51,12 +51,8 @@ def test_as_a_process_of_its_own_with_workers(command):
 def test_a_killed_preparation_leaves_nothing_usable(command, capsys):
     command.write("data.jsonl", b"\n".join(make_chunks(6000)))
     process = start(command, "data.num_workers=0")
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        if command.files_left():
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.005)
+    wait_until(lambda: command.files_left() or process.poll() is not None, "files", every_seconds=0.005)
+    process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert command.run("--num-samples", "9") == 0

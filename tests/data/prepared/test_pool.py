@@ -7,9 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+from waiting import SECONDS, process_state, wait_until
 from worker_orders import Orders
 
 from pyft.data.prepared.pool import TASKS_PER_WORKER, WorkerPool
@@ -37,17 +37,11 @@ def make_pool(workers):
     assert not workers()
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def test_results_come_in_the_order_of_the_tasks(make_pool):
+def test_results_come_in_the_order_of_the_tasks(make_pool, tmp_path):
+    """Tasks go to the workers in turn; of each two one waits for the other's end, by turns the first."""
     pool = make_pool(2)
-    orders = [f"sleep {seconds}" for seconds in (0.3, 0, 0, 0.1, 0, 0, 0.2, 0)]
+    verbs = ("await 0", "make 0", "make 1", "await 1", "await 2", "make 2", "make 3", "await 3")
+    orders = [verb.replace(" ", f" {tmp_path}/") for verb in verbs]
     sent, received, pids = 0, [], set()
     while len(received) < len(orders):
         while pool.has_room and sent < len(orders):
@@ -136,9 +130,9 @@ def test_signals_do_not_reach_workers_from_their_first_moment_on(make_pool, work
         for process in workers():
             os.kill(process.pid, number)
     for _ in range(2):
-        pool.send("sleep 0.1", "a")
+        pool.send("good", "a")
     for _ in range(2):
-        assert pool.receive().error == "sleep 0.1 a"
+        assert pool.receive().error == "good a"
     for process in workers():
         os.kill(process.pid, signal.SIGTERM)
     pool.send("fine", "a")
@@ -147,6 +141,7 @@ def test_signals_do_not_reach_workers_from_their_first_moment_on(make_pool, work
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
+ENDED = ("", "Z")
 PARENT = """
 import multiprocessing, sys, time
 from worker_orders import Orders
@@ -172,10 +167,7 @@ def test_workers_end_with_their_parent(tmp_path, how):
         pids = [int(pid) for pid in process.stdout.readline().split()]
         assert len(pids) == 2
         if how == "stay":
-            assert all(map(is_alive, pids))
+            assert all(process_state(pid) not in ENDED for pid in pids)
             process.kill()
-        process.wait(timeout=60)
-        deadline = time.monotonic() + 60
-        while any(map(is_alive, pids)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not any(map(is_alive, pids))
+        process.wait(timeout=SECONDS)
+        wait_until(lambda: all(process_state(pid) in ENDED for pid in pids), "the end of the workers")
