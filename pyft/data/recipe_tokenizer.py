@@ -10,7 +10,7 @@ from typing import Any
 from pyft.config.load import Recipe
 from pyft.config.modes import MODES
 from pyft.config.schema import Stage, TokenizerConfig
-from pyft.data.chat.sources import builtin_template
+from pyft.data.chat.template_names import find_template
 from pyft.data.rows.formats import iter_rows
 from pyft.data.rows.row import Row
 from pyft.data.tokenizers.load import build_tokenizer, load_tokenizer
@@ -43,7 +43,7 @@ def tokenizer_for(recipe: Recipe, stage: Stage, directory: Path | None = None) -
 def _build(recipe: Recipe, vocab_size: int) -> Any:
     chats = [stage for stage in recipe.stages if MODES[stage.mode].has_template]
     names = [stage.model.template or "chatml" for stage in chats] or ["chatml"]
-    builtins = [builtin_template(name) for name in names]
+    builtins = [find_template(name) for name in names]
     control_tokens = [token for builtin in builtins for token in builtin.control_tokens]
     return build_tokenizer(
         _training_texts(recipe),

@@ -11,7 +11,7 @@ from typing import Any
 from pyft.config.modes import MODES
 from pyft.data.chat.builtin import BUILTIN_TEMPLATES
 from pyft.data.chat.chat_template import ChatTemplate
-from pyft.data.chat.sources import builtin_template, is_file_name, read_template
+from pyft.data.chat.template_names import find_template, is_file_name, read_template
 from pyft.data.tokenizers.text import document_start, encode_all, special_spellings, spell_document
 from pyft.errors import ConfigError
 
@@ -30,7 +30,7 @@ def get_template(name: str | None, tokenizer: Any) -> ChatTemplate:
         ConfigError: No such template, the tokenizer has none of its own, lacks an eos or the control tokens
             that the template writes, or no mask can be found for it.
     """
-    builtin = None if name is None or is_file_name(name) else builtin_template(name)
+    builtin = None if name is None or is_file_name(name) else find_template(name)
     source = read_template(name) if name is not None and builtin is None else None
     if tokenizer.eos_token_id is None:
         raise ConfigError(

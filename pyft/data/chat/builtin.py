@@ -1,4 +1,7 @@
-"""The chat templates pyft brings along, as the Jinja text that also goes into the saved tokenizer.
+"""The chat templates that come with pyft: the table of their names and of what each needs of a tokenizer.
+
+Their Jinja text is in templates/*.jinja. It goes into the saved tokenizer and is part of a run's identity: a
+change of one character makes another run.
 
 Each writes the tokenizer's BOS once, where it has one, and encloses in `{% generation %}` what is learned:
 what the model has to write after the prompt, up to the mark that ends the turn, and nothing after it. The
@@ -39,256 +42,79 @@ Where pyft differs from the makers, on purpose:
 
 from __future__ import annotations
 
-from pyft.data.chat.builtin_jinja import CHATML_TOOLS, BuiltinTemplate, loop, strict
+from collections.abc import Container
+from pathlib import Path
+from typing import NamedTuple
 
-_CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
-_CHATML = BuiltinTemplate(
-    loop(
-        system="<|im_start|>system\n{content}<|im_end|>\n",
-        user="<|im_start|>user\n{content}<|im_end|>\n",
-        head="<|im_start|>assistant\n",
-        answer="{content}<|im_end|>",
-        after="\n",
+TEMPLATES_FOLDER = Path(__file__).resolve().parent / "templates"
+
+
+class BuiltinTemplate(NamedTuple):
+    """A template and what it needs of a tokenizer."""
+
+    source: str
+    control_tokens: tuple[str, ...] = ()
+    """The tokenizer must have them."""
+    end_mark: str | None = None
+    """What ends a turn; None for the tokenizer's eos."""
+    supports_tools: bool = False
+    opening_tokens: tuple[str, ...] = ()
+    """Written right after BOS, where the tokenizer has all of them."""
+
+    def source_for(self, tokens: Container[str]) -> str:
+        """Return the Jinja text for a tokenizer that has the added tokens `tokens`."""
+        if not self.opening_tokens or not all(token in tokens for token in self.opening_tokens):
+            return self.source
+        bos, rest = self.source.split("\n", 1)
+        return f"{bos}\n{{{{- '{''.join(self.opening_tokens)}' }}}}\n{rest}"
+
+
+# fmt: off
+_TABLE: dict[str, tuple[str, str | None, str]] = {
+    # name: (file in templates/, what ends a turn or None for eos, control tokens)
+    "baichuan2_chat": ("baichuan2_chat", None, "<reserved_106> <reserved_107>"),
+    "baichuan_chat": ("baichuan_chat", None, "<reserved_102> <reserved_103>"),
+    "chatglm2": ("chatglm2", None, ""),
+    "chatglm3": ("chatglm3", None, "<|system|> <|user|> <|assistant|>"),
+    "chatml": ("chatml", "<|im_end|>", "<|im_start|> <|im_end|>"),
+    "code_llama_chat": ("llama2_chat", None, ""),
+    "cohere_chat": (
+        "cohere_chat", "<|END_OF_TURN_TOKEN|>",
+        "<|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|> <|SYSTEM_TOKEN|> <|USER_TOKEN|> <|CHATBOT_TOKEN|>",
     ),
-    _CHATML_TOKENS,
-    "<|im_end|>",
-)
-_CHATML_TOOLS = BuiltinTemplate(CHATML_TOOLS, _CHATML_TOKENS, "<|im_end|>", supports_tools=True)
+    "deepseek_coder": ("deepseek_coder", None, ""),
+    "deepseek_moe": ("deepseek_moe", None, ""),
+    "deepseek_v2": ("deepseek_v2", "<｜end▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+    "default": ("default", None, ""),
+    "gemma": ("gemma", "<end_of_turn>", "<start_of_turn> <end_of_turn>"),
+    "internlm2_chat": ("internlm2_chat", "<|im_end|>", "<|im_start|> <|im_end|>"),
+    "internlm_chat": ("internlm_chat", "<eoa>", "<eoh> <eoa>"),
+    "llama2_chat": ("llama2_chat", None, ""),
+    "llama3_chat": ("llama3_chat", "<|eot_id|>", "<|start_header_id|> <|end_header_id|> <|eot_id|>"),
+    "minicpm": ("minicpm", None, ""),
+    "minicpm3": ("internlm2_chat", "<|im_end|>", "<|im_start|> <|im_end|>"),
+    "mistral": ("mistral", None, ""),
+    "mixtral": ("mistral", None, ""),
+    "moss_sft": ("moss_sft", "<eom>", "<eoh> <eom>"),
+    "phi3_chat": ("phi3_chat", "<|end|>", "<|system|> <|user|> <|assistant|> <|end|>"),
+    "qwen_chat": ("chatml", "<|im_end|>", "<|im_start|> <|im_end|>"),
+    "vicuna": ("vicuna", None, ""),
+    "wizardcoder": ("wizardcoder", None, ""),
+    "wizardlm": ("vicuna", None, ""),
+    "zephyr": ("zephyr", None, ""),
+}
+# fmt: on
+_WITH_TOOLS = ("chatml",)
+"""Files that write tools and calls."""
+_OPENING_TOKENS = {"chatglm2": ("[gMASK]", "sop"), "chatglm3": ("[gMASK]", "sop")}
 
-# Plain text but for the end mark, which is the tokenizer's own eos: works with any tokenizer.
-_DEFAULT = BuiltinTemplate(
-    loop(
-        system="<|System|>:{content}\n",
-        user="<|User|>:{content}\n",
-        head="<|Bot|>:",
-        answer="{content}{eos}",
-        after="\n",
+BUILTIN_TEMPLATES = {
+    name: BuiltinTemplate(
+        (TEMPLATES_FOLDER / f"{file}.jinja").read_text(encoding="utf-8").removesuffix("\n"),
+        tuple(control_tokens.split()),
+        end_mark,
+        file in _WITH_TOOLS,
+        _OPENING_TOKENS.get(file, ()),
     )
-)
-
-_INTERNLM = BuiltinTemplate(
-    loop(
-        system="<|System|>:{content}\n",
-        user="<|User|>:{content}<eoh>\n",
-        head="<|Bot|>:",
-        answer="{content}<eoa>",
-        after="\n",
-    ),
-    ("<eoh>", "<eoa>"),
-    "<eoa>",
-)
-
-_MOSS = BuiltinTemplate(
-    loop(
-        system="{content}\n",
-        user="<|Human|>: {content}<eoh>\n",
-        head="<|MOSS|>:",
-        answer=" {content}<eom>",
-        after="\n",
-    ),
-    ("<eoh>", "<eom>"),
-    "<eom>",
-)
-
-_LLAMA3 = BuiltinTemplate(
-    loop(
-        system="<|start_header_id|>system<|end_header_id|>\n\n{content}<|eot_id|>",
-        user="<|start_header_id|>user<|end_header_id|>\n\n{content}<|eot_id|>",
-        head="<|start_header_id|>assistant<|end_header_id|>\n\n",
-        answer="{content}<|eot_id|>",
-    ),
-    ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    "<|eot_id|>",
-)
-
-_LLAMA2 = BuiltinTemplate(
-    strict(
-        system="<<SYS>>\n{content}\n<</SYS>>\n\n",
-        user="[INST] {system}{content} [/INST]",
-        head="",
-        answer=" {content} {eos}",
-    )
-)
-_MISTRAL = BuiltinTemplate(
-    strict(
-        system="{content}\n\n",
-        user=" [INST] {system}{content} [/INST]",
-        head="",
-        answer=" {content}{eos}",
-    )
-)
-
-_GEMMA = BuiltinTemplate(
-    strict(
-        system="{content}\n\n",
-        user="<start_of_turn>user\n{system}{content}<end_of_turn>\n",
-        head="<start_of_turn>model\n",
-        answer="{content}<end_of_turn>",
-        after="\n",
-    ),
-    ("<start_of_turn>", "<end_of_turn>"),
-    "<end_of_turn>",
-)
-
-_COHERE = BuiltinTemplate(
-    strict(
-        system="<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>{content}<|END_OF_TURN_TOKEN|>",
-        user="{system}<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{content}<|END_OF_TURN_TOKEN|>",
-        head="<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
-        answer="{content}<|END_OF_TURN_TOKEN|>",
-    ),
-    (
-        "<|START_OF_TURN_TOKEN|>",
-        "<|END_OF_TURN_TOKEN|>",
-        "<|SYSTEM_TOKEN|>",
-        "<|USER_TOKEN|>",
-        "<|CHATBOT_TOKEN|>",
-    ),
-    "<|END_OF_TURN_TOKEN|>",
-)
-
-_PHI3 = BuiltinTemplate(
-    loop(
-        system="<|system|>\n{content}<|end|>\n",
-        user="<|user|>\n{content}<|end|>\n",
-        head="<|assistant|>\n",
-        answer="{content}<|end|>",
-        after="\n",
-    ),
-    ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
-    "<|end|>",
-)
-
-_ZEPHYR = BuiltinTemplate(
-    loop(
-        system="<|system|>\n{content}{eos}\n",
-        user="<|user|>\n{content}{eos}\n",
-        head="<|assistant|>\n",
-        answer="{content}{eos}",
-        after="\n",
-    )
-)
-
-_CHATGLM2 = BuiltinTemplate(
-    loop(
-        system="{content}\n",
-        user="[Round {round}]\n\n问：{content}\n\n",
-        head="答：",
-        answer="{content}{eos}",
-        after="\n\n",
-    ),
-    opening_tokens=("[gMASK]", "sop"),
-)
-_CHATGLM3 = BuiltinTemplate(
-    loop(
-        system="<|system|>\n {content}",
-        user="<|user|>\n {content}",
-        head="<|assistant|>",
-        answer="\n {content}{eos}",
-    ),
-    ("<|system|>", "<|user|>", "<|assistant|>"),
-    opening_tokens=("[gMASK]", "sop"),
-)
-
-_BAICHUAN = BuiltinTemplate(
-    loop(
-        system="{content}\n", user="<reserved_102>{content}", head="<reserved_103>", answer="{content}{eos}"
-    ),
-    ("<reserved_102>", "<reserved_103>"),
-)
-_BAICHUAN2 = BuiltinTemplate(
-    loop(system="{content}", user="<reserved_106>{content}", head="<reserved_107>", answer="{content}{eos}"),
-    ("<reserved_106>", "<reserved_107>"),
-)
-
-_DEEPSEEK_MOE = BuiltinTemplate(
-    loop(
-        system="{content}\n\n",
-        user="User: {content}\n\n",
-        head="Assistant:",
-        answer=" {content}{eos}",
-    )
-)
-_DEEPSEEK_V2 = BuiltinTemplate(
-    loop(
-        system="{content}\n\n",
-        user="User: {content}\n\n",
-        head="Assistant:",
-        answer=" {content}<｜end▁of▁sentence｜>",
-    ),
-    ("<｜end▁of▁sentence｜>",),
-    "<｜end▁of▁sentence｜>",
-)
-_DEEPSEEK_CODER = BuiltinTemplate(
-    loop(
-        opening="You are an AI programming assistant, utilizing the Deepseek Coder model, developed by "
-        "Deepseek Company, and you only answer questions related to computer science. For politically "
-        "sensitive questions, security and privacy issues, and other non-computer science questions, you "
-        "will refuse to answer\n",
-        system="{content}\n",
-        user="### Instruction:\n{content}\n",
-        head="### Response:\n",
-        answer="{content}\n{eos}",
-        after="\n",
-    )
-)
-
-_MINICPM = BuiltinTemplate(
-    loop(system="{content}", user="<用户>{content}<AI>", head="", answer="{content}{eos}")
-)
-
-_VICUNA = BuiltinTemplate(
-    loop(
-        opening="A chat between a curious user and an artificial intelligence assistant. The assistant gives "
-        "helpful, detailed, and polite answers to the user's questions. ",
-        system="{content} ",
-        user="USER: {content} ",
-        head="ASSISTANT:",
-        answer=" {content}{eos}",
-    )
-)
-
-_WIZARDCODER_TASK = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the "
-    "request.\n\n"
-)
-_WIZARDCODER = BuiltinTemplate(
-    loop(
-        opening=_WIZARDCODER_TASK,
-        system=_WIZARDCODER_TASK + "{content}\n\n",
-        user="### Instruction:\n{content}\n\n",
-        head="### Response:",
-        answer="{content}{eos}",
-        after="\n\n",
-    )
-)
-
-BUILTIN_TEMPLATES: dict[str, BuiltinTemplate] = {
-    "baichuan2_chat": _BAICHUAN2,
-    "baichuan_chat": _BAICHUAN,
-    "chatglm2": _CHATGLM2,
-    "chatglm3": _CHATGLM3,
-    "chatml": _CHATML_TOOLS,
-    "code_llama_chat": _LLAMA2,
-    "cohere_chat": _COHERE,
-    "deepseek_coder": _DEEPSEEK_CODER,
-    "deepseek_moe": _DEEPSEEK_MOE,
-    "deepseek_v2": _DEEPSEEK_V2,
-    "default": _DEFAULT,
-    "gemma": _GEMMA,
-    "internlm2_chat": _CHATML,
-    "internlm_chat": _INTERNLM,
-    "llama2_chat": _LLAMA2,
-    "llama3_chat": _LLAMA3,
-    "minicpm": _MINICPM,
-    "minicpm3": _CHATML,
-    "mistral": _MISTRAL,
-    "mixtral": _MISTRAL,
-    "moss_sft": _MOSS,
-    "phi3_chat": _PHI3,
-    "qwen_chat": _CHATML_TOOLS,
-    "vicuna": _VICUNA,
-    "wizardcoder": _WIZARDCODER,
-    "wizardlm": _VICUNA,
-    "zephyr": _ZEPHYR,
+    for name, (file, end_mark, control_tokens) in _TABLE.items()
 }

@@ -21,11 +21,10 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from pyft.data.chat.builtin import BUILTIN_TEMPLATES
-from pyft.data.chat.builtin_jinja import BuiltinTemplate
-from pyft.data.chat.kept import check_kept, check_tool_results, count_shortened
+from pyft.data.chat.builtin import BUILTIN_TEMPLATES, BuiltinTemplate
+from pyft.data.chat.capabilities import check_marks, find_written, places_reasoning, places_tools
+from pyft.data.chat.completeness import check_kept, check_tool_results, count_shortened
 from pyft.data.chat.masks import find_end_mark, find_prompt_ends, find_spans, trim_span
-from pyft.data.chat.probes import check_marks, find_written, places_reasoning, places_tools
 from pyft.data.chat.rendering import (
     MAX_PLACEHOLDERS,
     Frame,

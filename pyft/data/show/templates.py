@@ -7,12 +7,11 @@ from __future__ import annotations
 from tokenizers import AddedToken, Tokenizer, models
 
 from pyft.data.chat.bind import get_template
-from pyft.data.chat.builtin import BUILTIN_TEMPLATES
-from pyft.data.chat.builtin_jinja import BuiltinTemplate
+from pyft.data.chat.builtin import BUILTIN_TEMPLATES, BuiltinTemplate
 from pyft.data.chat.chat_template import ChatTemplate
 from pyft.data.chat.rendering import Rendered, Tools
 from pyft.data.chat.sandbox import TemplateFailure
-from pyft.data.chat.sources import builtin_template
+from pyft.data.chat.template_names import find_template
 from pyft.data.rows.row import Message
 from pyft.data.show.colours import DIM, GREEN, paint
 from pyft.data.tokenizers.view import TokenizerView
@@ -81,7 +80,7 @@ def show_template(name: str, colour: bool) -> str:
     Returns:
         Some lines.
     """
-    builtin = builtin_template(name)
+    builtin = find_template(name)
     template = get_template(name, _make_tokenizer(builtin))
     learned = "green" if colour else "in ⟦ ⟧"
     lines = [

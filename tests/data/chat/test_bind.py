@@ -8,7 +8,7 @@ import pytest
 
 from pyft.data.chat.bind import encode_text_prompt, get_template, trained_template
 from pyft.data.chat.chat_template import ChatTemplate
-from pyft.data.chat.sources import builtin_template
+from pyft.data.chat.template_names import find_template
 from pyft.data.rows.row import Message
 from pyft.data.tokenizers.load import build_tokenizer
 from pyft.data.tokenizers.view import TokenizerView
@@ -173,7 +173,7 @@ def test_a_file(bpe, tmp_path):
         template.render(TALK).text == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n a <|im_end|>\n"
     )
     # What a tokenizer built for it needs.
-    assert builtin_template(str(path)).control_tokens == ("<|im_start|>", "<|im_end|>")
+    assert find_template(str(path)).control_tokens == ("<|im_start|>", "<|im_end|>")
     # A run trained with a file has its text in the tokenizer beside the weights; the file may be gone.
     path.unlink()
     bpe.chat_template = MARKED
@@ -187,7 +187,7 @@ def test_tokens_of_a_file_are_those_it_spells_but_for_pairs_of_tags(tmp_path):
     path.write_text(
         "<start_of_turn>{{ '<end_of_turn>' }}<tool_call></tool_call><think></think><|end|><function-name>"
     )
-    assert set(builtin_template(str(path)).control_tokens) == {"<start_of_turn>", "<end_of_turn>", "<|end|>"}
+    assert set(find_template(str(path)).control_tokens) == {"<start_of_turn>", "<end_of_turn>", "<|end|>"}
 
 
 @pytest.mark.parametrize(

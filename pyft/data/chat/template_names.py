@@ -6,15 +6,14 @@ import difflib
 import re
 from pathlib import Path
 
-from pyft.data.chat.builtin import BUILTIN_TEMPLATES
-from pyft.data.chat.builtin_jinja import BuiltinTemplate
+from pyft.data.chat.builtin import BUILTIN_TEMPLATES, BuiltinTemplate
 from pyft.errors import ConfigError
 
 # <|end|>, <end_of_turn>; but not <tool_call>, which has a </tool_call>.
 _SPELLED = re.compile(r"<\|[^\s<>|'\"{}]+\|>|<[a-z]+(?:_[a-z]+)+>")
 
 
-def builtin_template(name: str) -> BuiltinTemplate:
+def find_template(name: str) -> BuiltinTemplate:
     """Find a template that does not come with a tokenizer.
 
     Args:
