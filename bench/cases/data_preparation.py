@@ -32,10 +32,11 @@ from pyft.config.load import load_recipe
 from pyft.config.modes import SFT
 from pyft.config.schema import Stage
 from pyft.data.chat.bind import get_template
-from pyft.data.encode.rows.rows import RowEncoder, build_tokenizer, load_tokenizer
-from pyft.data.encode.rows.sample import EncodeOptions
+from pyft.data.encode.rows import RowEncoder
+from pyft.data.encode.sample import EncodeOptions
 from pyft.data.prepare import prepare
 from pyft.data.rows.registry import CONVERTERS
+from pyft.data.tokenizers.load import build_tokenizer, load_tokenizer
 
 DTYPES = ("text",)
 TEMPLATE = "qwen_chat"

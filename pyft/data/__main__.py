@@ -125,12 +125,13 @@ def _print_json(prepared: PreparedData, tokenizer: Any, num_samples: int | None)
     from pyft.data.show.samples import spelled_text
 
     # One at a time: all of them may not fit into memory.
-    for sample in islice(prepared.samples_in_order, num_samples):
+    samples = prepared.samples_in_order
+    for index, sample in enumerate(islice(samples, num_samples)):
         row = {
-            "input_ids": sample.input_ids,
-            "labels": sample.labels,
+            "input_ids": sample.input_ids.tolist(),
+            "labels": sample.labels.tolist(),
             "text": spelled_text(sample, tokenizer),
-            "source": sample.source,
+            "source": samples.source(index),
         }
         sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
     sys.stdout.write(json.dumps({"ledger": prepared.ledger}) + "\n")
@@ -149,9 +150,8 @@ def _print_samples(prepared: PreparedData, tokenizer: Any, num_samples: int) -> 
         shown.append(cut)
     for index in shown:
         print()
-        print(
-            format_sample(samples[index], tokenizer, colour=wants_colour(), cut_text=samples.cut_text(index))
-        )
+        sample, source, cut_text = samples[index], samples.source(index), samples.cut_text(index)
+        print(format_sample(sample, source, tokenizer, colour=wants_colour(), cut_text=cut_text))
 
 
 def _print_batches(prepared: PreparedData, tokenizer: Any, num_batches: int, stage: Stage) -> None:

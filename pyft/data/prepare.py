@@ -19,12 +19,11 @@ import numpy as np
 
 from pyft.config.modes import MODES
 from pyft.config.schema import DataSource, Stage
-from pyft.data.batches.order import BatchSource, Groups
+from pyft.data.batches.order import BatchSource
 from pyft.data.batches.packing import pack
 from pyft.data.batches.split import rank_rows, split_rows
 from pyft.data.batches.streaming import StreamSettings, StreamSource
 from pyft.data.chat.chat_template import ChatTemplate
-from pyft.data.encode.sample import Sample
 from pyft.data.prepared.pipeline import Poll
 from pyft.data.prepared.selection import Selection
 from pyft.data.prepared.source import (
@@ -56,8 +55,6 @@ class PreparedData:
     ledger: dict[str, Any]
     fingerprint: str
     preview: str
-    train_samples: Selection
-    validation_samples: Selection
     samples_in_order: Selection
     longest: int
     notes: list[str] = field(default_factory=list)
@@ -129,9 +126,9 @@ def prepare(
         else None,
         ledger=ledger,
         fingerprint=_fingerprint(stage, tokenizer, template, reader),
-        preview=format_sample(train[0], tokenizer, colour=wants_colour(), cut_text=train.cut_text(0)),
-        train_samples=train,
-        validation_samples=validation,
+        preview=format_sample(
+            train[0], train.source(0), tokenizer, colour=wants_colour(), cut_text=train.cut_text(0)
+        ),
         samples_in_order=in_order,
         longest=_longest(stage, train, validation),
         notes=[*notes, *describe_ledger(ledger, data.val_size)],
@@ -252,10 +249,10 @@ def _pack(samples: Selection, max_length: int | None, seed: int) -> list[list[in
 
 
 def _batches(
-    samples: Sequence[Sample], packs: list[list[int]] | None, batch_size: int, seed: int, *, shuffle: bool
+    samples: Selection, packs: list[list[int]] | None, batch_size: int, seed: int, *, shuffle: bool
 ) -> BatchSource:
-    lengths = samples.lengths.tolist() if packs is None and isinstance(samples, Selection) else None
-    return BatchSource(Groups(samples, packs), batch_size, seed, shuffle, lengths)
+    lengths = samples.lengths.tolist() if packs is None else None
+    return BatchSource(samples, batch_size, seed, shuffle, packs=packs, lengths=lengths)
 
 
 def _fingerprint(stage: Stage, tokenizer: Any, template: ChatTemplate | None, reader: SourceReader) -> str:

@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 
 import pytest
+from encoded import sources_of
 
 from pyft.data.chat.bind import get_template
 from pyft.data.encode.sample import IGNORED
@@ -58,8 +59,8 @@ def test_every_count_agrees(write_rows, run):
     assert len(everything) == 57
     assert sum(len(s.input_ids) for s in everything) == ledger["tokens_encoded"] - ledger["tokens_cut"]
     for part, samples, source in (
-        (ledger["train"], prepared.train_samples, prepared.train),
-        (ledger["validation"], prepared.validation_samples, prepared.validation),
+        (ledger["train"], prepared.train.samples, prepared.train),
+        (ledger["validation"], prepared.validation.samples, prepared.validation),
     ):
         lengths = sorted(len(sample.input_ids) for sample in samples)
         assert part["samples"] == len(samples)
@@ -117,16 +118,16 @@ def test_split_does_not_depend_on_the_order_of_rows(write_rows, run):
     rows = make_rows(40)
     one = run(write_rows(rows, "a.jsonl"))
     two = run(write_rows(rows[::-1], "b.jsonl"))
-    assert {tuple(s.input_ids) for s in one.validation_samples} == {
-        tuple(s.input_ids) for s in two.validation_samples
+    assert {tuple(s.input_ids.tolist()) for s in one.validation.samples} == {
+        tuple(s.input_ids.tolist()) for s in two.validation.samples
     }
-    assert len(one.validation_samples) == 2
-    assert not {tuple(s.input_ids) for s in one.validation_samples} & {
-        tuple(s.input_ids) for s in one.train_samples
+    assert len(one.validation.samples) == 2
+    assert not {tuple(s.input_ids.tolist()) for s in one.validation.samples} & {
+        tuple(s.input_ids.tolist()) for s in one.train.samples
     }
     other = run(write_rows(rows, "a.jsonl"), train={"seed": 7})
-    assert {tuple(s.input_ids) for s in one.validation_samples} != {
-        tuple(s.input_ids) for s in other.validation_samples
+    assert {tuple(s.input_ids.tolist()) for s in one.validation.samples} != {
+        tuple(s.input_ids.tolist()) for s in other.validation.samples
     }
 
 
@@ -135,9 +136,9 @@ def test_a_weight_is_kept_to_the_row(write_rows, run, weight):
     path, other = write_rows(make_rows(80), "a.jsonl"), write_rows(make_rows(40, 1), "b.jsonl")
     train = [{"path": str(path), "weight": weight}, {"path": str(other)}]
     prepared = run(path, data={"train": train, "val_size": 0.1})
-    held_out = {sample.source for sample in prepared.validation_samples}
-    assert len(held_out) == len(prepared.validation_samples) == 12
-    times = Counter(sample.source for sample in prepared.train_samples)
+    held_out = set(sources_of(prepared.validation.samples))
+    assert len(held_out) == len(prepared.validation.samples) == 12
+    times = Counter(sources_of(prepared.train.samples))
     assert not held_out & times.keys()
     own = [times[line] for number in range(1, 81) if (line := f"{path}:{number}") not in held_out]
     more = round(weight % 1 * len(own))
@@ -152,9 +153,8 @@ def test_a_weight_is_kept_to_the_row(write_rows, run, weight):
 def test_val_size(write_rows, run, val_size, count, expected):
     path = write_rows(make_rows(count))
     prepared = run(path, data={"train": [{"path": str(path)}], "val_size": val_size})
-    assert len(prepared.validation_samples) == expected
-    assert (prepared.validation is None) == (expected == 0)
-    assert len(prepared.train_samples) == count - expected
+    assert prepared.validation is None if expected == 0 else len(prepared.validation.samples) == expected
+    assert len(prepared.train.samples) == count - expected
     assert (expected == 0 and val_size > 0) == ("no validation: there is a single row" in prepared.notes)
 
 
@@ -175,7 +175,7 @@ def test_validation_files_and_duplicates(write_rows, run):
     assert (ledger["rows_read"], ledger["train"]["rows"], ledger["validation"]["rows"]) == (27, 20, 7)
     assert ledger["duplicates"] == 3
     assert any(note.startswith("3 validation samples are also training samples") for note in prepared.notes)
-    assert [sample.source for sample in prepared.samples_in_order] == [f"{train}:{n}" for n in range(1, 21)]
+    assert sources_of(prepared.samples_in_order) == [f"{train}:{n}" for n in range(1, 21)]
 
 
 def test_several_files_of_different_formats(write_rows, run, tmp_path):
@@ -185,7 +185,7 @@ def test_several_files_of_different_formats(write_rows, run, tmp_path):
         json.dumps([{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}])
     )
     prepared = run([{"path": str(one)}, {"path": str(two), "format": "sharegpt"}])
-    assert [s.source for s in prepared.samples_in_order] == [f"{one}:1", f"{one}:2", f"{one}:3", f"{two}:1"]
+    assert sources_of(prepared.samples_in_order) == [f"{one}:1", f"{one}:2", f"{one}:3", f"{two}:1"]
     assert prepared.notes[:2] == [
         f"{one}: format alpaca (found from its keys), 3 rows",
         f"{two}: format sharegpt (as given), 1 rows",
@@ -212,13 +212,12 @@ def test_pretrain(write_rows, run):
     assert ledger["tokens_cut"] == 0
     assert ledger["train"]["trained_share"] == 1.0
     assert ledger["train"]["samples"] > 26
-    samples = [*prepared.train_samples, *prepared.validation_samples]
-    sources = Counter(sample.source for sample in samples)
+    sides = [set(sources_of(part.samples)) for part in (prepared.train, prepared.validation)]
+    sources = Counter(sources_of(prepared.samples_in_order))
     assert ledger["rows_split"] == sum(count > 1 for count in sources.values()) > 0
     # The first token of a sample has nothing before it to be told from.
     assert ledger["train"]["target_tokens"] == ledger["train"]["tokens"] - ledger["train"]["samples"]
     # Windows of one document stay on one side of the split.
-    sides = [{s.source for s in samples} for samples in (prepared.train_samples, prepared.validation_samples)]
     assert not sides[0] & sides[1]
     check_ledger(ledger)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from encoded import encode
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -110,8 +111,8 @@ def bind(tokenizers):
     return bind
 
 
-def encode(encoder: RowEncoder, talk: tuple[Message, ...]):
-    (row,) = encoder.encode([Row(talk, None, "here")])
+def encode_talk(encoder: RowEncoder, talk: tuple[Message, ...]):
+    (row,) = encode(encoder, [Row(talk, None, "here")])
     assert row.error is None
     return row
 
@@ -120,7 +121,7 @@ def encode(encoder: RowEncoder, talk: tuple[Message, ...]):
 @given(conversations(), st.sampled_from(sorted(BUILTIN_TEMPLATES)))
 def test_only_answers_are_learned_and_people_write_text(bind, tokenizer_name, talk, template_name):
     encoder, template, tokenizer = bind(template_name, tokenizer_name)
-    row = encode(encoder, talk)
+    row = encode_talk(encoder, talk)
     trained = [index for index, message in enumerate(talk) if message.role == "assistant" and message.trained]
     if not trained:
         assert row.samples == () and row.dropped == "no_trained_tokens"
@@ -155,7 +156,7 @@ def test_only_answers_are_learned_and_people_write_text(bind, tokenizer_name, ta
 
     # Control tokens are those of the same turns with harmless contents, in the same order, learned alike.
     harmless = tuple(Message(message.role, "x", message.trained) for message in talk)
-    plain = encode(encoder, harmless).samples[0]
+    plain = encode_talk(encoder, harmless).samples[0]
     spellings = special_spellings(tokenizer) | set(BUILTIN_TEMPLATES[template_name].control_tokens)
     controls = {tokenizer.convert_tokens_to_ids(spelling) for spelling in spellings} - {
         tokenizer.unk_token_id
@@ -216,7 +217,7 @@ def test_templates_without_marks_render_as_transformers_does(bind_own, talk, nam
     trained = [index for index, message in enumerate(talk) if message.role == "assistant" and message.trained]
     assume(trained)
     kept = talk[: trained[-1] + 1]
-    row = encode(encoder, talk)
+    row = encode_talk(encoder, talk)
     (sample,) = row.samples
     dicts = [{"role": message.role, "content": message.content} for message in kept]
     rendered = tokenizer.apply_chat_template(dicts, chat_template=template.source, tokenize=False)
@@ -237,6 +238,6 @@ def test_templates_without_marks_render_as_transformers_does(bind_own, talk, nam
 @given(st.lists(conversations(), min_size=1, max_size=4), st.sampled_from(sorted(BUILTIN_TEMPLATES)))
 def test_rows_do_not_depend_on_their_neighbours(bind, talks, template_name):
     encoder, _, _ = bind(template_name, "bpe")
-    together = encoder.encode([Row(talk, None, str(index)) for index, talk in enumerate(talks)])
-    alone = [encoder.encode([Row(talk, None, str(index))])[0] for index, talk in enumerate(talks)]
+    together = encode(encoder, [Row(talk, None, str(index)) for index, talk in enumerate(talks)])
+    alone = [encode(encoder, [Row(talk, None, str(index))])[0] for index, talk in enumerate(talks)]
     assert together == alone

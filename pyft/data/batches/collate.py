@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pyft.data.encode.sample import IGNORED
 
 if TYPE_CHECKING:
@@ -42,37 +44,24 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Make one batch of whole samples.
-
-    Args:
-        samples: At least one, none empty.
-
-    Returns:
-        The batch, on the CPU.
-
-    Raises:
-        ValueError: No sample, or an empty one.
-    """
+    """Make one batch, on the CPU, of whole samples: at least one, none empty."""
     import torch
 
-    if not samples or not all(sample.input_ids for sample in samples):
+    lengths = np.array([len(sample) for sample in samples])
+    if not lengths.all() or not len(lengths):
         raise ValueError("collate: samples must be given and have tokens")
-    ids: list[int] = []
-    targets: list[int] = []
-    positions: list[int] = []
-    boundaries = [0]
-    for sample in samples:
-        ids.extend(sample.input_ids)
-        targets.extend(sample.labels[1:])
-        targets.append(IGNORED)
-        positions.extend(range(len(sample.input_ids)))
-        boundaries.append(len(ids))
+    boundaries = np.concatenate(([0], np.cumsum(lengths)))
+    ids = np.concatenate([sample.input_ids for sample in samples], dtype=np.int64)
+    targets = np.full_like(ids, IGNORED)
+    targets[:-1] = np.concatenate([sample.labels for sample in samples])[1:]
+    targets[boundaries[1:] - 1] = IGNORED
+    positions = np.arange(len(ids)) - np.repeat(boundaries[:-1], lengths)
     return Batch(
-        input_ids=torch.tensor([ids], dtype=torch.int64),
-        targets=torch.tensor([targets], dtype=torch.int64),
-        position_ids=torch.tensor([positions], dtype=torch.int64),
-        cu_seqlens=torch.tensor(boundaries, dtype=torch.int32),
-        max_seqlen=max(len(sample.input_ids) for sample in samples),
-        num_targets=len(targets) - targets.count(IGNORED),
+        input_ids=torch.from_numpy(ids)[None],
+        targets=torch.from_numpy(targets)[None],
+        position_ids=torch.from_numpy(positions)[None],
+        cu_seqlens=torch.from_numpy(boundaries.astype(np.int32)),
+        max_seqlen=int(lengths.max()),
+        num_targets=int(np.count_nonzero(targets != IGNORED)),
         num_tokens=len(ids),
     )

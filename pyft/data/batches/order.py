@@ -17,84 +17,56 @@ from pyft.data.encode.sample import Sample
 _BATCHES_SORTED_TOGETHER = 50
 
 
-class Groups(Sequence[Sequence[Sample]]):
-    """Groups of samples that are read when a group is asked for."""
-
-    def __init__(self, samples: Sequence[Sample], members: Sequence[Sequence[int]] | None) -> None:
-        """Name the groups.
-
-        Args:
-            samples: The samples.
-            members: For each group the indices of its samples; None makes each sample a group.
-        """
-        self._samples, self._members = samples, members
-
-    def __len__(self) -> int:
-        """Number of groups."""
-        return len(self._samples if self._members is None else self._members)
-
-    def __getitem__(self, index: int) -> list[Sample]:
-        """Read one group."""
-        if self._members is None:
-            return [self._samples[index]]
-        return [self._samples[member] for member in self._members[index]]
-
-
 class BatchSource:
     """Batches by (epoch, index), a pure function: resuming needs no more state than these two numbers."""
 
     def __init__(
         self,
-        groups: Sequence[Sequence[Sample]],
+        samples: Sequence[Sample],
         batch_size: int,
         seed: int,
         shuffle: bool,
+        *,
+        packs: Sequence[Sequence[int]] | None = None,
         lengths: Sequence[int] | None = None,
     ) -> None:
-        """Keep the groups.
+        """Plan the batches; no sample is read yet.
 
         Args:
-            groups: Packs, or single samples; each goes into one batch whole.
-            batch_size: Groups in a batch; the last batch of an epoch may have fewer.
-            seed: Of the order of groups in each epoch.
+            samples: The samples.
+            batch_size: Packs, or samples, in a batch; the last batch of an epoch may have fewer.
+            seed: Of the order in each epoch.
             shuffle: Whether to change the order at all.
-            lengths: Tokens of each group, to put groups of like lengths into a batch; None does not.
+            packs: The indices of the samples in each pack, which goes into one batch whole; None packs none.
+            lengths: Tokens of each pack or sample, to put those of like lengths into a batch; None does not.
 
         Raises:
-            ValueError: There is no group, or batch_size is below 1.
+            ValueError: There is no sample, or batch_size is below 1.
         """
-        if not groups or batch_size < 1:
-            raise ValueError("BatchSource: groups must be given, and batch_size be at least 1")
-        self._groups = groups
+        self._num_groups = len(samples) if packs is None else len(packs)
+        if not self._num_groups or batch_size < 1:
+            raise ValueError("BatchSource: samples must be given, and batch_size be at least 1")
+        self.samples, self._packs = samples, packs
         self._batch_size = batch_size
         self._seed = seed
         self._shuffle = shuffle
         self._lengths = lengths if batch_size > 1 else None
         self._order: tuple[int, list[int]] | None = None
-        self.num_batches = -(-len(groups) // batch_size)
+        self.num_batches = -(-self._num_groups // batch_size)
 
     def batch(self, epoch: int, index: int) -> Batch:
-        """Return one batch.
-
-        Args:
-            epoch: From 0.
-            index: From 0 to num_batches - 1.
-
-        Returns:
-            The batch.
-
-        Raises:
-            IndexError: There is no such batch.
-        """
+        """Return batch `index`, from 0 to num_batches - 1, of epoch `epoch`, from 0."""
         if not 0 <= index < self.num_batches:
             raise IndexError(f"BatchSource: batch {index} of {self.num_batches}")
         order = self._order_of(epoch)
         chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
-        return collate([sample for group in chosen for sample in self._groups[group]])
+        if self._packs is not None:
+            chosen = [member for pack in chosen for member in self._packs[pack]]
+        return collate([self.samples[member] for member in chosen])
 
     def _order_of(self, epoch: int) -> list[int]:
         if self._order is None or (self._shuffle and self._order[0] != epoch):
-            order = list(range(len(self._groups)))
+            order = list(range(self._num_groups))
             rng = random.Random(f"{self._seed}/{epoch}")
             if self._shuffle:
                 rng.shuffle(order)

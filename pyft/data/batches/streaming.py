@@ -14,12 +14,13 @@ import random
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from pyft.config.schema import DataSource
 from pyft.data.batches.collate import Batch
-from pyft.data.batches.order import BatchSource, Groups
+from pyft.data.batches.order import BatchSource
 from pyft.data.batches.packing import pack
 from pyft.data.encode.sample import Sample
 from pyft.data.prepared.chunk import ChunkEncoder, EncodedChunk
@@ -124,11 +125,11 @@ class StreamSource:
     def _make_batches(self) -> Generator[Batch, None, None]:
         settings = self._settings
         for number, (samples, num_rows) in enumerate(self._blocks()):
-            lengths = [len(sample.input_ids) for sample in samples]
+            lengths = [len(sample) for sample in samples]
             seed = random.Random(f"{settings.seed}/{number}").getrandbits(32)
             packs = None if settings.max_length is None else pack(lengths, settings.max_length, seed)
             by_length = lengths if packs is None else None
-            batches = BatchSource(Groups(samples, packs), settings.batch_size, seed, True, by_length)
+            batches = BatchSource(samples, settings.batch_size, seed, True, packs=packs, lengths=by_length)
             self._counts["batched"] += num_rows
             self._counts["tokens"] += sum(lengths)
             for index in range(batches.num_batches):
@@ -140,7 +141,7 @@ class StreamSource:
         for row in self._rows():
             samples += row
             num_rows += 1
-            num_tokens += sum(len(sample.input_ids) for sample in row)
+            num_tokens += sum(map(len, row))
             if num_rows == ROWS_PER_BLOCK or num_tokens >= _TOKENS_PER_BLOCK:
                 yield samples, num_rows
                 samples, num_rows, num_tokens = [], 0, 0
@@ -169,7 +170,7 @@ class StreamSource:
             ):
                 self._counts["read"] += chunk.encoded.num_records
                 self._dropped.update(chunk.encoded.dropped)
-                for digest, row in rows_of_chunk(chunk.encoded, files[chunk.file].path):
+                for digest, row in rows_of_chunk(chunk.encoded):
                     if digest in self._held_out:
                         self._counts["held_out"] += 1
                         continue
@@ -183,22 +184,10 @@ class StreamSource:
             self._counts["again"] += 1
 
 
-def rows_of_chunk(chunk: EncodedChunk, path: str) -> Iterator[tuple[bytes, list[Sample]]]:
-    """Take the samples of a chunk apart, row by row.
-
-    Args:
-        chunk: What the encoder gave.
-        path: The file it is of.
-
-    Yields:
-        tuple[bytes, list[Sample]]: The digest of a row, and its samples.
-    """
-    ends = np.cumsum(chunk.lengths, dtype=np.int64)
-    first_of_row = np.searchsorted(chunk.rows, np.arange(len(chunk.row_digests) + 1))
-    for row, digest in enumerate(chunk.row_digests):
-        samples = []
-        for index in range(first_of_row[row], first_of_row[row + 1]):
-            part = slice(ends[index] - chunk.lengths[index], ends[index])
-            source = f"{path}:{chunk.numbers[index]}"
-            samples.append(Sample(chunk.ids[part].tolist(), chunk.labels[part].tolist(), source))
-        yield digest.tobytes(), samples
+def rows_of_chunk(chunk: EncodedChunk) -> Iterator[tuple[bytes, list[Sample]]]:
+    """Take the samples of a chunk apart, row by row: the digest of each, and its samples."""
+    bounds = np.cumsum(chunk.lengths, dtype=np.int64)[:-1]
+    samples = map(Sample, np.split(chunk.ids, bounds), np.split(chunk.labels, bounds))
+    num_samples = np.bincount(chunk.rows, minlength=len(chunk.row_digests))
+    for digest, count in zip(chunk.row_digests, num_samples, strict=True):
+        yield digest.tobytes(), list(islice(samples, count))

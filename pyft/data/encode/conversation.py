@@ -18,10 +18,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pyft.data.chat.chat_template import ChatTemplate
 from pyft.data.chat.rendering import Span, Tools
 from pyft.data.chat.sandbox import TemplateFailure
-from pyft.data.encode.length import fit
+from pyft.data.encode.length import WholeRow, fit
 from pyft.data.encode.prompt_check import PromptCheck
 from pyft.data.encode.sample import IGNORED, EncodedRow, EncodeOptions, Sample
 from pyft.data.rows.row import Message, Row
@@ -35,7 +37,6 @@ class _Plan:
     A prompt that is no prefix of the whole text has no end.
     """
 
-    source: str
     whole: SpelledText
     turns: list[tuple[Span, int | None]]
     counts: dict[str, Any]
@@ -94,14 +95,14 @@ class ConversationEncoder:
         if self._options.train_on == "all":
             trained = answers
         elif not trained:
-            return EncodedRow((), dropped="no_trained_tokens")
+            return EncodedRow(dropped="no_trained_tokens")
         else:
             trained = trained[-1:] if self._options.train_on == "last" else trained
             kept = messages[: trained[-1] + 1]
         try:
             whole = self._template.render(kept, tools=row.tools)
         except TemplateFailure as failure:
-            return EncodedRow((), error=self._describe(row, failure))
+            return EncodedRow(error=self._describe(failure))
         counts = {
             "turns_cut": len(messages) - len(kept),
             "rejected_unused": int(row.rejected is not None),
@@ -111,7 +112,7 @@ class ConversationEncoder:
             counts["cut_text"] = self._render_rest(whole.text, messages, len(kept), row.tools)
         kept_answers = (i for i in answers if i < len(kept))
         places = dict(zip(kept_answers, zip(whole.spans, whole.prompt_ends, strict=True), strict=True))
-        return _Plan(row.source, whole.spelled, [places[i] for i in trained], counts)
+        return _Plan(whole.spelled, [places[i] for i in trained], counts)
 
     def _render_rest(self, kept: str, messages: Sequence[Message], num_kept: int, tools: Tools) -> str:
         """Write the turns that were cut; as the template would have written them, where it can."""
@@ -123,15 +124,15 @@ class ConversationEncoder:
             return text[len(kept) :]
         return "\n".join(message.content for message in messages[num_kept:])
 
-    def _describe(self, row: Row, failure: TemplateFailure) -> str:
+    def _describe(self, failure: TemplateFailure) -> str:
         return (
-            f"{row.source}: template {self._template.name} refuses the row: {failure}: "
+            f"template {self._template.name} refuses the row: {failure}: "
             "fix the row, or name another template (model.template)"
         )
 
     def _label(self, plan: _Plan, row: Encoded, leading: Iterator[int | None]) -> EncodedRow:
-        ids = row.ids
-        labels = ids.copy() if self._options.train_on == "all" else [IGNORED] * len(ids)
+        ids = np.array(row.ids, np.int32)
+        labels = ids.copy() if self._options.train_on == "all" else np.full_like(ids, IGNORED)
         differs = False
         for (start, end), prompt_end in plan.turns:
             num_prompt = next(leading) if prompt_end is not None else None
@@ -144,15 +145,9 @@ class ConversationEncoder:
             last = self._find_last(row, end)
             labels[first:last] = ids[first:last]
         if not self._options.train_on_eot:
-            labels = [IGNORED if label == self._end_mark_id else label for label in labels]
-        sample = Sample(ids, labels, plan.source, plan.whole.text)
-        return fit(
-            sample,
-            self._options,
-            lambda index: row.characters(index)[0],
-            prompt_differs=differs,
-            **plan.counts,
-        )
+            labels[labels == self._end_mark_id] = IGNORED
+        whole = WholeRow(Sample(ids, labels), plan.whole.text, lambda index: row.characters(index)[0])
+        return fit(whole, self._options, prompt_differs=differs, **plan.counts)
 
     def _find_last(self, row: Encoded, end: int) -> int:
         """Find one past the last token of a span: the end mark may take in blanks that follow it."""

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from pyft.data.encode.length import fit
+import numpy as np
+
+from pyft.data.encode.length import WholeRow, fit
 from pyft.data.encode.sample import EncodedRow, EncodeOptions, Sample
 from pyft.data.rows.row import Row
 from pyft.data.tokenizers.text import Encoded, document_start, encode_all, special_spellings, spell_document
@@ -44,14 +46,11 @@ class DocumentEncoder:
         """
         tokenizer = self._tokenizer
         texts = [spell_document(document_text(row) or "", self._start, self._spellings) for row in rows]
-        for row, spelled, encoded in zip(
-            rows, texts, encode_all(tokenizer, texts, self._spellings), strict=True
-        ):
-            ids = [*encoded.ids, tokenizer.eos_token_id]
-            sample = Sample(ids, ids.copy(), row.source, spelled.text + tokenizer.eos_token)
+        for spelled, encoded in zip(texts, encode_all(tokenizer, texts, self._spellings), strict=True):
+            ids = np.array([*encoded.ids, tokenizer.eos_token_id], np.int32)
             # A character that two windows share (a tokenizer of bytes) stands in the one it begins in.
             starts = partial(_start_of, encoded, len(spelled.text))
-            yield fit(sample, self._options, starts)
+            yield fit(WholeRow(Sample(ids, ids), spelled.text + tokenizer.eos_token, starts), self._options)
 
 
 def _start_of(encoded: Encoded, num_characters: int, index: int) -> int:

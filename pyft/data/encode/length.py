@@ -9,83 +9,82 @@ error       the row is refused
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from pyft.data.encode.sample import IGNORED, EncodedRow, EncodeOptions, Sample
 
 
-def fit(sample: Sample, options: EncodeOptions, start_of: Callable[[int], int], **counts: Any) -> EncodedRow:
-    """Make a sample's row, within max_length.
+@dataclass(frozen=True)
+class WholeRow:
+    """Everything a row has, before max_length counts: its ids, and the text they spell.
 
-    Args:
-        sample: Everything the row has.
-        options: Gives max_length and what to do beyond it.
-        start_of: The first character of the token at an index, for the texts of parts.
-        **counts: Further fields of the row.
-
-    Returns:
-        The row.
+    `start_of` gives the first character of the token at an index, for the texts of parts.
     """
-    num_tokens = len(sample.input_ids)
-    limit = options.max_length
+
+    sample: Sample
+    text: str = ""
+    start_of: Callable[[int], int] = lambda index: 0
+
+    def part(self, first: int, last: int) -> tuple[Sample, str]:
+        """Cut tokens out, with their text."""
+        ids, labels = self.sample.input_ids, self.sample.labels
+        text = ""
+        if self.text:
+            end = self.start_of(last) if last < len(ids) else len(self.text)
+            text = self.text[self.start_of(first) if first else 0 : end]
+        return Sample(ids[first:last], labels[first:last]), text
+
+
+def fit(row: WholeRow, options: EncodeOptions, **counts: Any) -> EncodedRow:
+    """Bring a row within max_length; `counts` are further fields of the result."""
+    num_tokens, limit = len(row.sample), options.max_length
     counts = {"num_tokens": num_tokens, "longest": num_tokens} | counts
-    if not learns(sample.labels):
-        return EncodedRow((), tokens_cut=num_tokens, dropped="no_trained_tokens", **counts)
+    if not learns(row.sample.labels):
+        return EncodedRow(tokens_cut=num_tokens, dropped="no_trained_tokens", **counts)
     if limit is None or num_tokens <= limit:
-        return EncodedRow((sample,), **counts)
+        return EncodedRow((row.sample,), (row.text,), **counts)
     if options.overlong == "error":
-        return EncodedRow((), error=_describe_overlong(sample.source, num_tokens, limit))
+        return EncodedRow(error=_describe_overlong(num_tokens, limit))
     if options.overlong == "drop":
-        return EncodedRow((), tokens_cut=num_tokens, dropped="overlong", **counts)
+        return EncodedRow(tokens_cut=num_tokens, dropped="overlong", **counts)
     if options.overlong == "truncate":
-        return _truncate(sample, limit, start_of, counts)
-    return _split(sample, limit, start_of, counts)
+        return _truncate(row, limit, counts)
+    return _split(row, limit, counts)
 
 
-def learns(labels: list[int]) -> bool:
-    """Say whether anything is learned from labels: the first token has nothing it could be told from.
-
-    Args:
-        labels: A sample's.
-
-    Returns:
-        True where a label but the first is learned.
-    """
-    return labels.count(IGNORED) < len(labels) - (labels[:1] != [IGNORED])
+def learns(labels: np.ndarray) -> bool:
+    """Say whether anything is learned from labels; the first token has nothing it could be told from."""
+    return bool((labels[1:] != IGNORED).any())
 
 
-def _describe_overlong(source: str, num_tokens: int, limit: int) -> str:
+def _describe_overlong(num_tokens: int, limit: int) -> str:
     return (
-        f"{source}: the row has {num_tokens} tokens, more than data.max_length {limit}: raise it, or write "
+        f"the row has {num_tokens} tokens, more than data.max_length {limit}: raise it, or write "
         "data.overlong: drop or truncate"
     )
 
 
-def _part(sample: Sample, first: int, last: int, start_of: Callable[[int], int]) -> Sample:
-    text = ""
-    if sample.text:
-        end = start_of(last) if last < len(sample.input_ids) else len(sample.text)
-        text = sample.text[start_of(first) if first else 0 : end]
-    return Sample(sample.input_ids[first:last], sample.labels[first:last], sample.source, text)
-
-
-def _truncate(
-    sample: Sample, limit: int, start_of: Callable[[int], int], counts: dict[str, Any]
-) -> EncodedRow:
-    kept = _part(sample, 0, limit, start_of)
-    num_tokens = len(sample.input_ids)
+def _truncate(row: WholeRow, limit: int, counts: dict[str, Any]) -> EncodedRow:
+    kept, text = row.part(0, limit)
+    num_tokens = len(row.sample)
     if not learns(kept.labels):
-        return EncodedRow((), tokens_cut=num_tokens, dropped="no_trained_tokens", **counts)
-    cut_text = sample.text[len(kept.text) :] + counts.pop("cut_text", "")
-    return EncodedRow((kept,), tokens_cut=num_tokens - limit, cut_text=cut_text, **counts)
+        return EncodedRow(tokens_cut=num_tokens, dropped="no_trained_tokens", **counts)
+    cut_text = row.text[len(text) :] + counts.pop("cut_text", "")
+    return EncodedRow((kept,), (text,), tokens_cut=num_tokens - limit, cut_text=cut_text, **counts)
 
 
-def _split(sample: Sample, limit: int, start_of: Callable[[int], int], counts: dict[str, Any]) -> EncodedRow:
-    windows = [_part(sample, first, last, start_of) for first, last in _cut(len(sample.input_ids), limit)]
-    kept = tuple(window for window in windows if IGNORED not in window.labels or learns(window.labels))
-    num_kept = sum(len(window.input_ids) for window in kept)
-    longest = max(len(window.input_ids) for window in windows)
-    return EncodedRow(kept, tokens_cut=len(sample.input_ids) - num_kept, **counts | {"longest": longest})
+def _split(row: WholeRow, limit: int, counts: dict[str, Any]) -> EncodedRow:
+    windows = [row.part(first, last) for first, last in _cut(len(row.sample), limit)]
+    longest = max(len(window) for window, _ in windows)
+    windows = [
+        (window, text) for window, text in windows if IGNORED not in window.labels or learns(window.labels)
+    ]
+    samples, texts = tuple(zip(*windows, strict=True)) or ((), ())
+    num_cut = len(row.sample) - sum(map(len, samples))
+    return EncodedRow(samples, texts, tokens_cut=num_cut, **counts | {"longest": longest})
 
 
 def _cut(num_tokens: int, limit: int) -> Iterator[tuple[int, int]]:

@@ -1,8 +1,7 @@
-"""Rows to ids and labels; and the tokenizers that do it (the only transformers here).
+"""Rows to ids and labels.
 
-    Row -> RowEncoder -> EncodedRow      a conversation (tokens/dialogues.py), a document
-                                         (tokens/documents.py), or ids that were made elsewhere, which are
-                                         checked and taken as they are
+    Row -> RowEncoder -> EncodedRow      a conversation (conversation.py), a document (document.py), or ids
+                                         that were made elsewhere, which are checked and taken as they are
 
 A RowEncoder can be sent to another process, which then needs no transformers.
 """
@@ -12,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pyft.config.modes import SFT
+import numpy as np
+
 from pyft.data.chat.chat_template import ChatTemplate
 from pyft.data.encode.conversation import ConversationEncoder
 from pyft.data.encode.document import DocumentEncoder, document_text
-from pyft.data.encode.length import fit
+from pyft.data.encode.length import WholeRow, fit
 from pyft.data.encode.sample import IGNORED, EncodedRow, EncodeOptions, Sample
-from pyft.data.rows.row import Message, Row
+from pyft.data.rows.row import Row
 from pyft.data.tokenizers.view import TokenizerView
-from pyft.errors import DataError
 
 # What is tokenised at once: a tokenizer's answer takes some hundred bytes a token.
 _MOST_ROWS = 512
@@ -72,22 +71,20 @@ class RowEncoder:
     def _check(self, row: Row) -> EncodedRow | None:
         """Take ready-made ids, and refuse what the mode cannot use; None for what is to be encoded."""
         if row.tokens is not None:
-            return self._take_tokens(*row.tokens, row.source)
+            return self._take_tokens(*row.tokens)
         if self._documents is not None and document_text(row) is None:
-            return _refuse(
-                row,
-                f"mode {self._options.mode.name} reads plain texts, this row is a conversation: write mode: "
-                'sft, or rows of {"text": ".."}',
+            return EncodedRow(
+                error=f"mode {self._options.mode.name} reads plain texts, this row is a conversation: write "
+                'mode: sft, or rows of {"text": ".."}',
             )
         if self._documents is None and row.messages is None:
-            return _refuse(
-                row,
-                f"mode {self._options.mode.name} reads conversations, this row is a plain text: write mode: "
-                "pretrain, or rows of another format",
+            return EncodedRow(
+                error=f"mode {self._options.mode.name} reads conversations, this row is a plain text: write "
+                "mode: pretrain, or rows of another format",
             )
         return None
 
-    def _take_tokens(self, ids: list[int], labels: list[int], source: str) -> EncodedRow:
+    def _take_tokens(self, ids: list[int], labels: list[int]) -> EncodedRow:
         error = None
         if len(ids) != len(labels):
             error = (
@@ -105,8 +102,8 @@ class RowEncoder:
             if index is not None:
                 error = f"labels[{index}] is {labels[index]}: write {IGNORED} or the id, {ids[index]}"
         if error is not None:
-            return EncodedRow((), error=f"{source}: {error}")
-        return fit(Sample(ids, labels, source), self._options, lambda index: 0)
+            return EncodedRow(error=error)
+        return fit(WholeRow(Sample(np.array(ids, np.int32), np.array(labels, np.int32))), self._options)
 
 
 def _group(rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -120,31 +117,3 @@ def _group(rows: Sequence[Row]) -> Iterator[list[Row]]:
             group, num_characters = [], 0
     if group:
         yield group
-
-
-def _refuse(row: Row, problem: str) -> EncodedRow:
-    return EncodedRow((), error=f"{row.source}: {problem}")
-
-
-def encode_conversation(
-    tokenizer: Any, template: ChatTemplate, messages: Sequence[Message], source: str = ""
-) -> Sample | None:
-    """Encode one conversation, of any length, learning every trained turn.
-
-    Args:
-        tokenizer: The tokenizer the template was made for.
-        template: The renderer.
-        messages: The turns.
-        source: `file:line`, for messages.
-
-    Returns:
-        The sample, or None where no turn is trained.
-
-    Raises:
-        DataError: The template refuses the conversation.
-    """
-    encoder = RowEncoder(tokenizer, template, EncodeOptions(SFT))
-    (row,) = encoder.encode([Row(tuple(messages), None, source)])
-    if row.error is not None:
-        raise DataError(row.error)
-    return row.samples[0] if row.samples else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from pyft.config.modes import Mode
 
 IGNORED = -100
@@ -25,33 +27,34 @@ class EncodeOptions:
     system: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
-    """Ids with a label each (-100: not learned), the row they come from, and the text the ids spell.
+    """Ids and a label for each (-100: not learned): int32 [tokens], not to be written to."""
 
-    The text is empty where a row came as ids.
-    """
+    input_ids: np.ndarray
+    labels: np.ndarray
 
-    input_ids: list[int]
-    labels: list[int]
-    source: str
-    text: str = ""
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.input_ids)
 
     @property
     def num_trained(self) -> int:
         """Labels that are learned."""
-        return len(self.labels) - self.labels.count(IGNORED)
+        return int(np.count_nonzero(self.labels != IGNORED))
 
 
 @dataclass(frozen=True)
 class EncodedRow:
     """What became of one row: its samples, or why there are none, and its counts.
 
-    A row has samples, or `dropped` (a reason of the ledger), or `error` (the whole message). Its tokens add
-    up: `num_tokens` is the tokens in its samples plus `tokens_cut`.
+    A row has samples, or `dropped` (a reason of the ledger), or `error` (`what: how to fix it`). Its tokens
+    add up: `num_tokens` is the tokens in its samples plus `tokens_cut`.
     """
 
-    samples: tuple[Sample, ...]
+    samples: tuple[Sample, ...] = ()
+    texts: tuple[str, ...] = ()
+    """What the ids of each sample spell; empty where the row came as ids."""
     turns_cut: int = 0
     """Turns after the last trained one, which were left out."""
     prompt_differs: bool = False

@@ -1,6 +1,6 @@
 """Keep prepared samples by what they are made of, so that the second run begins at once.
 
-    <cache>/data/<key>/   samples.arrow  index.npz  entry.json
+    <cache>/data/<key>/   input_ids.int32  labels.int32  cut_text.utf8  index.npz  entry.json
 
 The key is a SHA-256 over file contents, tokenizer, template, options and the code of pyft.data: changing any
 of these misses, a changed name or time does not. An entry is written under another name, synced and renamed:
@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pyft.data.prepared.store import INDEX_NAME, SAMPLES_NAME, SampleStore
+from pyft.data.prepared.store import INDEX_NAME, STORE_NAMES, SampleStore
 from pyft.disk import is_disk_error, sync, try_lock
 from pyft.errors import DiskError
 
@@ -201,10 +201,10 @@ def _publish(staging: Path, folder: Path) -> Path:
 
 def _describe(folder: Path, content: dict[str, Any]) -> None:
     """Write the description of a store, after the store is on the disk."""
-    for name in (SAMPLES_NAME, INDEX_NAME):
+    for name in STORE_NAMES:
         sync(folder / name)
     description = {
-        "sizes": {name: (folder / name).stat().st_size for name in (SAMPLES_NAME, INDEX_NAME)},
+        "sizes": {name: (folder / name).stat().st_size for name in STORE_NAMES},
         "index_sha256": hashlib.sha256((folder / INDEX_NAME).read_bytes()).hexdigest(),
         "content": content,
     }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyft.data.encode.sample import IGNORED
 from pyft.data.rows.fields import LeaveOut
 from pyft.data.rows.formats import RowFormat, convert_record
 from pyft.errors import DataError
@@ -60,10 +61,11 @@ class ChunkEncoder:
                 errors[position] = error.messages[0]
         builder = _Builder(result, self.end_ids)
         for position, row in zip(positions, self.encoder.encode(rows, format.system), strict=True):
+            number = chunk.numbers[position]
             if row.error is not None:
-                errors[position] = row.error
+                errors[position] = f"{chunk.path}:{number}: {row.error}"
             else:
-                builder.add(row)
+                builder.add(row, number)
         if errors and not self.skips_bad_records:
             return EncodedChunk(num_records=len(chunk), error=errors[min(errors)])
         if errors:
@@ -78,9 +80,10 @@ class EncodedChunk:
     """The samples of a chunk, end to end, and what was counted.
 
     `ids` and `labels` are int32 [tokens]; `lengths`, `trained`, `targets`, `rows` int32 [samples]: tokens of
-    each sample, its labels that are learned, those of them with a token before them, and which row of the
-    chunk it is of; `numbers` int64 [samples] its line; `digests` uint8 [samples, 16] of its ids;
-    `row_digests` the same of a row's texts or ids. `tally` sums the counts of rows by name.
+    each sample, its labels that are learned, those of them with a token before them, and which of the rows
+    that have samples it is of; `digests` uint8 [samples, 16] of its ids. `numbers` int64 [rows]: line or row
+    in the file; `row_digests` uint8 [rows, 16] of a row's texts or ids. `cut_texts` by sample; `tally` sums
+    the counts of rows by name.
     """
 
     num_records: int
@@ -110,9 +113,10 @@ class _Builder:
         self._result, self._end_ids = result, end_ids
         self._samples: list[Sample] = []
         self._rows: list[int] = []
+        self._numbers: list[int] = []
         self._row_digests: list[bytes] = []
 
-    def add(self, row: EncodedRow) -> None:
+    def add(self, row: EncodedRow, number: int) -> None:
         result = self._result
         tally = result.tally
         tally["tokens_encoded"] += row.num_tokens
@@ -127,30 +131,31 @@ class _Builder:
         tally["prompt_differs"] += row.prompt_differs
         tally["rejected_unused"] += row.rejected_unused
         tally["turns_shortened"] += row.turns_shortened
-        tally["rows_with_end"] += any(not self._end_ids.isdisjoint(sample.labels) for sample in row.samples)
         if row.cut_text:
             result.cut_texts[len(self._samples) + len(row.samples) - 1] = row.cut_text
-        self._rows.extend([len(self._row_digests)] * len(row.samples))
+        self._rows.extend([len(self._numbers)] * len(row.samples))
         self._samples.extend(row.samples)
+        self._numbers.append(number)
         self._row_digests.append(_digest_row(row))
 
     def finish(self) -> None:
         samples, result = self._samples, self._result
         if not samples:
             return
-        result.lengths = np.array([len(sample.input_ids) for sample in samples], np.int32)
-        result.ids = np.array([i for sample in samples for i in sample.input_ids], np.int32)
-        result.labels = np.array([i for sample in samples for i in sample.labels], np.int32)
-        result.trained = np.array([sample.num_trained for sample in samples], np.int32)
+        result.ids = np.concatenate([sample.input_ids for sample in samples])
+        result.labels = np.concatenate([sample.labels for sample in samples])
+        result.lengths = np.array([len(sample) for sample in samples], np.int32)
         firsts = np.concatenate(([0], np.cumsum(result.lengths[:-1], dtype=np.int64)))
-        result.targets = result.trained - (result.labels[firsts] >= 0).astype(np.int32)
+        is_learned = result.labels != IGNORED
+        result.trained = np.add.reduceat(is_learned, firsts, dtype=np.int32)
+        result.targets = result.trained - is_learned[firsts]
         result.rows = np.array(self._rows, np.int32)
-        result.numbers = np.array([int(s.source.rpartition(":")[2]) for s in samples], np.int64)
-        ends = firsts + result.lengths
-        digests = [_digest(result.ids[a:b].tobytes()) for a, b in zip(firsts, ends, strict=True)]
-        result.digests = _as_array(digests)
+        result.numbers = np.array(self._numbers, np.int64)
+        result.digests = _as_array([_digest(sample.input_ids.tobytes()) for sample in samples])
         result.row_digests = _as_array(self._row_digests)
         result.longest = int(result.lengths.max())
+        ends = np.isin(result.labels, list(self._end_ids))
+        result.tally["rows_with_end"] += len(np.unique(np.repeat(result.rows, result.lengths)[ends]))
 
 
 def _digest(content: bytes) -> bytes:
@@ -159,7 +164,10 @@ def _digest(content: bytes) -> bytes:
 
 def _digest_row(row: EncodedRow) -> bytes:
     """Name a row by what it says: its text, or the ids of one that came as ids."""
-    parts = [sample.text.encode() or repr(sample.input_ids).encode() for sample in row.samples]
+    parts = [
+        text.encode() or repr(sample.input_ids.tolist()).encode()
+        for sample, text in zip(row.samples, row.texts, strict=True)
+    ]
     return _digest(b"\0".join(parts))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
 
 import numpy as np
 
@@ -54,26 +53,18 @@ class Selection(Sequence[Sample]):
         """Number of samples."""
         return len(self._indices)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        """Read a sample, or a list of them."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> Sample:
+        """Read a sample."""
         store, position = self._find(index)
         return store[position]
 
+    def source(self, index: int) -> str:
+        """Say which row a sample is of: `file:line`, or `file:row`."""
+        store, position = self._find(index)
+        return store.source(position)
+
     def cut_text(self, index: int) -> str:
-        """Tell what was cut off a sample's end.
-
-        Args:
-            index: The sample's.
-
-        Returns:
-            The text, mostly empty.
-        """
+        """Read what was cut off a sample's end, mostly nothing."""
         store, position = self._find(index)
         return store.cut_text(position)
 

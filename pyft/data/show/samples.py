@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pyft.data.encode.sample import IGNORED, Sample
 from pyft.data.show.colours import DIM, GREEN, RED, paint
@@ -26,20 +27,10 @@ _LONGEST_CUT_CHARACTERS = 400
 _LONGEST_CHARACTERS_IN_PACK = 300
 
 
-def format_sample(sample: Sample, tokenizer: Any, *, colour: bool, cut_text: str = "") -> str:
-    """Write one sample, learned parts marked.
-
-    Args:
-        sample: The sample.
-        tokenizer: The tokenizer that made it.
-        colour: Use terminal colours in place of marks.
-        cut_text: What was left out at its end.
-
-    Returns:
-        A heading line and the text.
-    """
+def format_sample(sample: Sample, source: str, tokenizer: Any, *, colour: bool, cut_text: str = "") -> str:
+    """Write one sample under a heading, learned parts marked; `cut_text` was left out at its end."""
     learned, cut = ("green", "red") if colour else ("in ⟦ ⟧", "in ⟪ ⟫")
-    heading = f"{sample.source}: {len(sample.input_ids)} tokens, {sample.num_trained} trained ({learned})"
+    heading = f"{source}: {len(sample)} tokens, {sample.num_trained} trained ({learned})"
     lines = [f"{heading}, the rest was cut ({cut})" if cut_text else heading]
     body, num_characters = _mark(sample, tokenizer, colour, _LONGEST_CHARACTERS)
     if num_characters > _LONGEST_CHARACTERS:
@@ -52,25 +43,15 @@ def format_sample(sample: Sample, tokenizer: Any, *, colour: bool, cut_text: str
 
 
 def format_pack(samples: Sequence[Sample], tokenizer: Any, *, room: int | None, colour: bool) -> str:
-    """Write one pack: its fill, then each sample after a line that shows where it begins.
-
-    Args:
-        samples: What is in it, in order.
-        tokenizer: The tokenizer that made them.
-        room: Tokens it could hold; None where nothing is packed.
-        colour: Use terminal colours in place of marks.
-
-    Returns:
-        Several lines.
-    """
-    tokens = sum(len(sample.input_ids) for sample in samples)
+    """Write one pack: its fill, where it has `room`, then each sample after a line that says where it is."""
+    tokens = sum(map(len, samples))
     trained = sum(sample.num_trained for sample in samples)
     fill = f" of {room} ({tokens / room:.1%})" if room else ""
     many = "" if len(samples) == 1 else "s"
     lines = [f"{len(samples)} sample{many}, {tokens} tokens{fill}, {trained} trained"]
     begin = 0
     for number, sample in enumerate(samples, start=1):
-        end = begin + len(sample.input_ids)
+        end = begin + len(sample)
         lines.append(f"── sample {number}, tokens {begin} to {end - 1}, {sample.num_trained} trained ──")
         body, num_characters = _mark(sample, tokenizer, colour, _LONGEST_CHARACTERS_IN_PACK)
         more = num_characters - _LONGEST_CHARACTERS_IN_PACK
@@ -80,54 +61,34 @@ def format_pack(samples: Sequence[Sample], tokenizer: Any, *, room: int | None, 
 
 
 def samples_of_batch(batch: Batch) -> list[Sample]:
-    """Take a batch apart at its boundaries, which gives the samples as training really sees them.
-
-    Args:
-        batch: What the trainer gets.
-
-    Returns:
-        The samples, without sources; their labels are the batch's targets, so the first is never learned.
-    """
-    ids, targets = batch.input_ids[0].tolist(), batch.targets[0].tolist()
-    bounds = pairwise(batch.cu_seqlens.tolist())
-    return [Sample(ids[begin:end], [IGNORED, *targets[begin : end - 1]], "", "") for begin, end in bounds]
+    """Take a batch apart: the samples as training really sees them, so their first token is never learned."""
+    ids = batch.input_ids[0].numpy().astype(np.int32)
+    labels = np.concatenate(([IGNORED], batch.targets[0, :-1].numpy()), dtype=np.int32)
+    bounds = batch.cu_seqlens[1:-1].numpy()
+    return list(map(Sample, np.split(ids, bounds), np.split(labels, bounds)))
 
 
 def spelled_text(sample: Sample, tokenizer: Any) -> str:
-    """Say what a sample's ids spell, which a tokenizer that normalises text makes differ from what was
-    written.
+    """Decode a sample's ids, special tokens included; U+FFFD where a window of a document cuts a character.
 
-    Args:
-        sample: The sample.
-        tokenizer: The tokenizer that made it.
-
-    Returns:
-        The decoded ids, special tokens included; U+FFFD where a window of a document cuts a character.
+    A tokenizer that normalises text makes this differ from what was written.
     """
-    return tokenizer.backend_tokenizer.decode(sample.input_ids, skip_special_tokens=False)
+    return _decode(sample.input_ids, tokenizer)
+
+
+def _decode(ids: np.ndarray, tokenizer: Any) -> str:
+    return tokenizer.backend_tokenizer.decode(ids.tolist(), skip_special_tokens=False)
 
 
 def split_by_training(sample: Sample, tokenizer: Any) -> Iterator[tuple[bool, str]]:
-    """Cut what a sample's ids spell where learning starts and stops.
-
-    Args:
-        sample: The sample.
-        tokenizer: The tokenizer that made it.
-
-    Yields:
-        tuple[bool, str]: Whether the stretch is learned, and its text; the texts in a row are the sample's.
-    """
-    backend = tokenizer.backend_tokenizer
+    """Cut what a sample's ids spell where learning starts and stops; say which are learned."""
     text = spelled_text(sample, tokenizer)
-    position = done = 0
-    for is_trained, run in groupby(label != IGNORED for label in sample.labels):
-        position += len(list(run))
-        if position == len(sample.labels):
-            end = len(text)
-        else:
-            end = len(backend.decode(sample.input_ids[:position], skip_special_tokens=False))
-        yield is_trained, text[done:end]
-        done = end
+    is_learned = sample.labels != IGNORED
+    done = 0
+    for end in (*np.flatnonzero(np.diff(is_learned)) + 1, len(sample)):
+        after = len(text) if end == len(sample) else len(_decode(sample.input_ids[:end], tokenizer))
+        yield bool(is_learned[end - 1]), text[done:after]
+        done = after
 
 
 def _mark(sample: Sample, tokenizer: Any, colour: bool, longest: int) -> tuple[str, int]:

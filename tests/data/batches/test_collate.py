@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +15,7 @@ from pyft.data.encode.sample import Sample
 
 def make_sample(*ids: int, trained: tuple[int, ...] = ()) -> Sample:
     labels = [token if token in trained else -100 for token in ids]
-    return Sample(list(ids), labels, "f:1", "")
+    return Sample(np.array(ids, np.int32), np.array(labels, np.int32))
 
 
 def test_targets_are_the_next_labels_and_stop_at_each_samples_end():
@@ -27,6 +30,29 @@ def test_targets_are_the_next_labels_and_stop_at_each_samples_end():
     assert {batch.input_ids.dtype, batch.targets.dtype, batch.position_ids.dtype} == {torch.int64}
 
 
+def test_many_samples_as_one_token_at_a_time():
+    """Beside plain Python lists, at random; and nothing is written into the samples."""
+    rng = random.Random(0)
+    for _ in range(50):
+        samples = []
+        for _ in range(rng.randint(1, 30)):
+            ids = np.array([rng.randrange(1 << 17) for _ in range(rng.randint(1, 40))], np.int32)
+            labels = np.where([rng.random() < 0.5 for _ in ids], ids, -100).astype(np.int32)
+            samples.append(Sample(ids, labels))
+            ids.flags.writeable = labels.flags.writeable = False
+        batch = collate(samples)
+        ids, targets, positions, bounds = [], [], [], [0]
+        for sample in samples:
+            ids += sample.input_ids.tolist()
+            targets += [*sample.labels.tolist()[1:], -100]
+            positions += range(len(sample))
+            bounds.append(len(ids))
+        assert (batch.input_ids.tolist(), batch.targets.tolist()) == ([ids], [targets])
+        assert (batch.position_ids.tolist(), batch.cu_seqlens.tolist()) == ([positions], bounds)
+        assert batch.num_targets == len(targets) - targets.count(-100)
+        assert (batch.num_tokens, batch.max_seqlen) == (len(ids), max(map(len, samples)))
+
+
 def test_packed_has_the_targets_of_the_unpacked():
     samples = [
         make_sample(*range(10 * n, 10 * n + n + 2), trained=tuple(range(10 * n + 1, 99))) for n in range(5)
@@ -38,7 +64,7 @@ def test_packed_has_the_targets_of_the_unpacked():
     assert packed.num_targets == sum(batch.num_targets for batch in alone)
 
 
-@pytest.mark.parametrize("samples", [[], [Sample([], [], "f:1", "")]])
+@pytest.mark.parametrize("samples", [[], [make_sample()], [make_sample(1, 2), make_sample(), make_sample(3)]])
 def test_nothing_to_collate_is_refused(samples):
     with pytest.raises(ValueError, match="samples must be given"):
         collate(samples)
@@ -49,23 +75,23 @@ def contents(source: BatchSource, epoch: int) -> list[list[int]]:
 
 
 def test_batches_are_a_pure_function_of_epoch_and_index():
-    groups = [[make_sample(number, 0)] for number in range(1, 11)]
-    source = BatchSource(groups, batch_size=3, seed=7, shuffle=True)
+    samples = [make_sample(number, 0) for number in range(1, 11)]
+    source = BatchSource(samples, batch_size=3, seed=7, shuffle=True)
     assert source.num_batches == 4
     first, second = contents(source, 0), contents(source, 1)
-    again = BatchSource(groups, batch_size=3, seed=7, shuffle=True)
+    again = BatchSource(samples, batch_size=3, seed=7, shuffle=True)
     # Asked for in another order, from another object.
     assert again.batch(1, 2).input_ids[0].tolist() == second[2]
     assert contents(again, 0) == first
     assert first != second
     for epoch in (first, second):
         assert sorted(token for batch in epoch for token in batch if token) == list(range(1, 11))
-    assert contents(BatchSource(groups, batch_size=3, seed=8, shuffle=True), 0) != first
+    assert contents(BatchSource(samples, batch_size=3, seed=8, shuffle=True), 0) != first
 
 
-def test_without_shuffle_groups_keep_their_order_and_stay_whole():
-    groups = [[make_sample(1, 2), make_sample(3, 4)], [make_sample(5, 6)]]
-    source = BatchSource(groups, batch_size=1, seed=0, shuffle=False)
+def test_without_shuffle_packs_keep_their_order_and_stay_whole():
+    samples = [make_sample(5, 6), make_sample(3, 4), make_sample(1, 2)]
+    source = BatchSource(samples, batch_size=1, seed=0, shuffle=False, packs=[[2, 1], [0]])
     assert contents(source, 0) == contents(source, 9) == [[1, 2, 3, 4], [5, 6]]
     with pytest.raises(IndexError, match="batch 2 of 2"):
         source.batch(0, 2)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import random
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
-from pyft.data.batches.order import BatchSource, Groups
+from pyft.data.batches.order import BatchSource
 from pyft.data.encode.sample import Sample
 
 
 def make_source(lengths: list[int], size: int, *, seed: int = 1, shuffle: bool = True) -> BatchSource:
-    samples = [Sample([number] * length, [-100] * length, "") for number, length in enumerate(lengths)]
-    return BatchSource(Groups(samples, None), size, seed, shuffle, lengths)
+    samples = [
+        Sample(np.full(length, number, np.int32), np.full(length, -100, np.int32))
+        for number, length in enumerate(lengths)
+    ]
+    return BatchSource(samples, size, seed, shuffle, lengths=lengths)
 
 
 def lengths_of(source: BatchSource, epoch: int = 0) -> list[list[int]]:

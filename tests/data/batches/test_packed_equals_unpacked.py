@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from encoded import as_lists
 from tiny_models import random_model
 
 from pyft.assemble import build_objective
@@ -81,9 +82,9 @@ def run_alone(model: torch.nn.Module, prepared: PreparedData) -> tuple[float, di
     """The same from transformers' own attention and torch's own loss, a sample at a time."""
     model.zero_grad()
     total, count = torch.zeros((), dtype=model.dtype), 0
-    for sample in prepared.train_samples:
-        logits = model(torch.tensor([list(sample.input_ids)])).logits[0, :-1]
-        targets = torch.tensor(list(sample.labels)[1:])
+    for sample in map(as_lists, prepared.train.samples):
+        logits = model(torch.tensor([sample.input_ids])).logits[0, :-1]
+        targets = torch.tensor(sample.labels[1:])
         loss = F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
         loss.backward()
         total, count = total + loss.detach(), count + int((targets != -100).sum())
@@ -102,7 +103,7 @@ def test_loss_and_gradients(prepare_both, model_type, sizes):
     (packed, unpacked), vocab_size = prepare_both()
     batches = [packed.train.batch(0, index) for index in range(packed.train.num_batches)]
     assert max(len(batch.cu_seqlens) for batch in batches) > 4, "nothing is packed"
-    ids = [sorted(list(sample.input_ids) for sample in data.train_samples) for data in (packed, unpacked)]
+    ids = [sorted(sample.input_ids.tolist() for sample in data.train.samples) for data in (packed, unpacked)]
     assert ids[0] == ids[1]
     assert sum(batch.num_tokens for batch in batches) == sum(map(len, ids[0]))
 

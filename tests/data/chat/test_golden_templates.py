@@ -7,10 +7,10 @@ answer stops, and held against the tokenizer's own rendering of the same templat
 from __future__ import annotations
 
 import pytest
+from encoded import encode_conversation
 
 from pyft.data.chat.bind import get_template
 from pyft.data.chat.builtin import BUILTIN_TEMPLATES
-from pyft.data.encode.rows import encode_conversation
 from pyft.data.rows.row import Message
 from pyft.data.tokenizers.text import special_spellings
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from encoded import encode, encode_conversation
 from tokenizers import AddedToken
 
 from pyft.config.modes import PRETRAIN, SFT
@@ -16,12 +17,11 @@ from pyft.data.chat.bind import get_template
 from pyft.data.chat.chat_template import ChatTemplate
 from pyft.data.encode import document as documents
 from pyft.data.encode import prompt_check
-from pyft.data.encode import rows as encode
-from pyft.data.encode.rows import RowEncoder, encode_conversation
+from pyft.data.encode import rows as rows_module
+from pyft.data.encode.rows import RowEncoder
 from pyft.data.encode.sample import IGNORED, EncodedRow, EncodeOptions
 from pyft.data.rows.row import Message, Row
 from pyft.data.tokenizers.load import build_tokenizer, load_tokenizer
-from pyft.errors import DataError
 
 NAMES = ["chatml", "default", "internlm_chat", "llama3_chat"]
 TALK = [
@@ -42,7 +42,7 @@ def learned_text(sample, tokenizer) -> str:
 
 def encode_talks(tokenizer, template, *talks: list[Message], **options) -> list[EncodedRow]:
     rows = [Row(tuple(talk), None, f"f:{number}") for number, talk in enumerate(talks, start=1)]
-    return RowEncoder(tokenizer, template, EncodeOptions(SFT, **options)).encode(rows)
+    return encode(RowEncoder(tokenizer, template, EncodeOptions(SFT, **options)), rows)
 
 
 NAMES_FOR = [("bpe", name) for name in NAMES] + [("bpe_with_bos", name) for name in NAMES]
@@ -87,7 +87,6 @@ def test_turns_after_the_last_trained_one_are_cut_and_counted(bpe):
     whole, longer = encode_talks(bpe, template, TALK, [*TALK, *tail])
     assert longer.samples[0].input_ids == whole.samples[0].input_ids
     assert (whole.turns_cut, longer.turns_cut) == (0, 3)
-    assert longer.samples[0].source == "f:2"
     rest = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in tail)
     assert (whole.cut_text, longer.cut_text) == ("", rest)
 
@@ -111,10 +110,10 @@ def test_default_system_text(bpe):
     ]
     encoder = RowEncoder(bpe, template, EncodeOptions(SFT, system="Sys"))
     for given, expected in ((None, "Sys"), ("Source", "Source")):
-        without, own = (row.samples[0].text for row in encoder.encode(rows, given))
+        without, own = (row.samples[0].text for row in encode(encoder, rows, given))
         assert without.startswith(f"<|im_start|>system\n{expected}<|im_end|>\n<|im_start|>user\nq")
         assert own.startswith("<|im_start|>system\nBe brief.")
-    (none,) = encoder.encode(rows[:1], "")
+    (none,) = encode(encoder, rows[:1], "")
     assert none.samples[0].text.startswith("<|im_start|>user")
 
 
@@ -229,16 +228,13 @@ def test_refused_rows_name_their_line_and_stop_no_other(bpe):
         Row(None, "text", "f:9"),
         Row((question, answer), None, "f:10"),
     ]
-    first, *refused, last = RowEncoder(bpe, template, EncodeOptions(SFT)).encode(rows)
+    first, *refused, last = encode(RowEncoder(bpe, template, EncodeOptions(SFT)), rows)
     assert first.error is last.error is None
     assert first.samples[0].input_ids == last.samples[0].input_ids
-    starts = ("f:7: ", "f:8: ", "f:9: mode sft reads conversations")
+    starts = ("template default refuses the row",) * 2 + ("mode sft reads conversations",)
     for row, start in zip(refused, starts, strict=True):
         assert row.error.startswith(start)
         assert (row.samples, row.dropped) == ((), None)
-    assert "default" in refused[0].error and "default" in refused[1].error
-    with pytest.raises(DataError, match=r"^f:7: .*default"):
-        encode_conversation(bpe, template, rows[1].messages, "f:7")
 
 
 PIECES = [
@@ -387,7 +383,7 @@ def test_rows_longer_than_max_length(bpe):
 
     (row,) = encode_talks(bpe, template, TALK, max_length=limit, overlong="error")
     assert (row.samples, row.dropped) == ((), None)
-    assert row.error.startswith(f"f:1: the row has {length} tokens, more than data.max_length {limit}: ")
+    assert row.error.startswith(f"the row has {length} tokens, more than data.max_length {limit}: ")
 
     first_answer = next(i for i, label in enumerate(sample.labels) if label != IGNORED)
     for limit, is_left in ((first_answer, False), (first_answer + 1, True)):
@@ -438,10 +434,12 @@ def test_ready_made_ids(bpe):
         "negative": ([-1, 5], [-1, 5]),
         "other labels": ([5, 6], [5, 7]),
     }
-    results = encoder.encode([Row(None, None, f"f:{n}", tokens=pair) for n, pair in enumerate(rows.values())])
+    results = encode(
+        encoder, [Row(None, None, f"f:{n}", tokens=pair) for n, pair in enumerate(rows.values())]
+    )
     found = dict(zip(rows, results, strict=True))
     (sample,) = found["taken as they are"].samples
-    assert (sample.input_ids, sample.labels, sample.source, sample.text) == (*good, "f:0", "")
+    assert (sample.input_ids, sample.labels, sample.text) == (*good, "")
     assert [(found[name].dropped, found[name].tokens_cut) for name in list(rows)[1:5]] == [
         ("overlong", 5),
         ("no_trained_tokens", 2),
@@ -449,12 +447,12 @@ def test_ready_made_ids(bpe):
         ("no_trained_tokens", 0),
     ]
     assert [found[name].error for name in list(rows)[5:]] == [
-        "f:5: 2 input_ids and 1 labels: give each id a label, -100 or the id",
-        f"f:6: input_ids[1] is {size}, but the tokenizer's go from 0 to {size - 1}: tokenize the rows with "
+        "2 input_ids and 1 labels: give each id a label, -100 or the id",
+        f"input_ids[1] is {size}, but the tokenizer's go from 0 to {size - 1}: tokenize the rows with "
         "the tokenizer of model.tokenizer",
-        f"f:7: input_ids[0] is -1, but the tokenizer's go from 0 to {size - 1}: tokenize the rows with "
+        f"input_ids[0] is -1, but the tokenizer's go from 0 to {size - 1}: tokenize the rows with "
         "the tokenizer of model.tokenizer",
-        "f:8: labels[1] is 7: write -100 or the id, 6",
+        "labels[1] is 7: write -100 or the id, 6",
     ]
 
 
@@ -462,8 +460,8 @@ def test_of_a_preference_the_chosen_answer_is_learned(bpe):
     template = get_template("chatml", bpe)
     messages = (Message("user", "q"), Message("assistant", "good"))
     row = Row(messages, None, "f:1", rejected=(Message("assistant", "bad"),))
-    plain, preference = RowEncoder(bpe, template, EncodeOptions(SFT)).encode(
-        [Row(messages, None, "f:1"), row]
+    plain, preference = encode(
+        RowEncoder(bpe, template, EncodeOptions(SFT)), [Row(messages, None, "f:1"), row]
     )
     assert preference.samples == plain.samples
     assert (plain.rejected_unused, preference.rejected_unused) == (0, 1)
@@ -480,13 +478,12 @@ def test_kinds_of_rows_may_be_mixed_and_keep_their_order(bpe):
             if number % 3 == 0
             else Row(talk if number % 3 == 1 else None, None if number % 3 == 1 else "x", f"f:{number}")
         )
-    results = RowEncoder(bpe, template, EncodeOptions(SFT)).encode(rows)
+    results = encode(RowEncoder(bpe, template, EncodeOptions(SFT)), rows)
     for number, row in enumerate(results):
         if number % 3 == 2:
-            assert row.error.startswith(f"f:{number}: ")
+            assert row.error.startswith("mode sft reads conversations")
         else:
             (sample,) = row.samples
-            assert sample.source == f"f:{number}"
             assert sample.input_ids[0] == number % 300 if number % 3 == 0 else f"a {number}<" in sample.text
 
 
@@ -600,7 +597,7 @@ def test_many_turns_cost_as_many_tokens(bpe, monkeypatch):
 
 def test_long_rows_are_tokenised_a_few_at_a_time(bpe, monkeypatch):
     rows = [Row(None, "river " * length, f"f:{length}") for length in (1, 300, 1, 1, 1, 500, 2)]
-    expected = RowEncoder(bpe, None, EncodeOptions(PRETRAIN)).encode(rows)
+    expected = encode(RowEncoder(bpe, None, EncodeOptions(PRETRAIN)), rows)
     sizes: list[int] = []
     encode_all = documents.encode_all
 
@@ -609,7 +606,7 @@ def test_long_rows_are_tokenised_a_few_at_a_time(bpe, monkeypatch):
         return encode_all(tokenizer, texts, control_tokens)
 
     monkeypatch.setattr(documents, "encode_all", record)
-    monkeypatch.setattr(encode, "_MOST_CHARACTERS", 1000)
-    monkeypatch.setattr(encode, "_MOST_ROWS", 3)
-    assert RowEncoder(bpe, None, EncodeOptions(PRETRAIN)).encode(rows) == expected
+    monkeypatch.setattr(rows_module, "_MOST_CHARACTERS", 1000)
+    monkeypatch.setattr(rows_module, "_MOST_ROWS", 3)
+    assert encode(RowEncoder(bpe, None, EncodeOptions(PRETRAIN)), rows) == expected
     assert sizes == [2, 3, 1, 1]

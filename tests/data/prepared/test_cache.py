@@ -16,7 +16,14 @@ import pytest
 from pyft.data.prepared import cache as cache_module
 from pyft.data.prepared.cache import SampleCache, cache_folder, make_key
 from pyft.data.prepared.chunk import EncodedChunk
-from pyft.data.prepared.store import INDEX_NAME, SAMPLES_NAME, StoreWriter
+from pyft.data.prepared.store import (
+    CUT_TEXT_NAME,
+    IDS_NAME,
+    INDEX_NAME,
+    LABELS_NAME,
+    STORE_NAMES,
+    StoreWriter,
+)
 from pyft.errors import DataError, DiskError
 
 KEY = "k" * 64
@@ -51,7 +58,7 @@ def folder(tmp_path):
 
 def get(folder: Path, build: Builder, key: str = KEY):
     store, content, found = SampleCache(folder).get(key, ["a.jsonl"], build)
-    return store[0].input_ids, content, found
+    return store[0].input_ids.tolist(), content, found
 
 
 def names_in(folder: Path) -> list[str]:
@@ -65,7 +72,7 @@ def test_made_once_then_found(folder):
     assert get(folder, Builder(5), "other")[0] == [5, 8, 9]
     assert build.times == 1
     assert names_in(folder) == sorted([KEY, "other"])
-    assert sorted(os.listdir(folder / "data" / KEY)) == sorted(["entry.json", INDEX_NAME, SAMPLES_NAME])
+    assert sorted(os.listdir(folder / "data" / KEY)) == sorted(["entry.json", *STORE_NAMES])
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), DataError("a.jsonl:1: broken")])
@@ -102,16 +109,19 @@ def swap(path: Path) -> None:
     other = path.with_name("other")
     other.mkdir()
     Builder(num_samples=50)(other)
-    (other / SAMPLES_NAME).replace(path)
+    (other / IDS_NAME).replace(path)
     shutil.rmtree(other)
 
 
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        (SAMPLES_NAME, cut),
-        (SAMPLES_NAME, swap),
-        (SAMPLES_NAME, os.unlink),
+        (IDS_NAME, cut),
+        (IDS_NAME, swap),
+        (IDS_NAME, os.unlink),
+        (LABELS_NAME, cut),
+        (LABELS_NAME, os.unlink),
+        (CUT_TEXT_NAME, os.unlink),
         (INDEX_NAME, cut),
         (INDEX_NAME, flip),
         (INDEX_NAME, os.unlink),
@@ -153,7 +163,7 @@ def test_where_nothing_can_be_written_samples_are_made_each_time(tmp_path, monke
         assert "prepared data cannot be kept there" in cache.note and "PYFT_CACHE_DIR" in cache.note
         store, content, found = cache.get(KEY, ["a.jsonl"], build)
         del cache
-        assert (store[0].input_ids, content, found) == ([7, 8, 9], {"rows": times}, None)
+        assert (store[0].input_ids.tolist(), content, found) == ([7, 8, 9], {"rows": times}, None)
         assert os.listdir(tmp_path / "temporary") == []
 
 
@@ -212,7 +222,7 @@ def test_others_may_read_what_the_umask_lets_them(folder):
     finally:
         os.umask(before)
     entry = folder / "data" / KEY
-    assert [path.stat().st_mode & 0o777 for path in (entry, entry / SAMPLES_NAME)] == [0o755, 0o644]
+    assert [path.stat().st_mode & 0o777 for path in (entry, entry / IDS_NAME)] == [0o755, 0o644]
 
 
 def test_keys(monkeypatch):

@@ -50,7 +50,7 @@ def start(tmp_path, bpe_folder):
 
         def begun() -> bool:
             assert process.poll() is None, process.communicate()
-            return bool(list(written.glob(".*/samples.arrow")))
+            return bool(list(written.glob(".*/input_ids.int32")))
 
         wait_until(begun, "prepared samples")
         return process

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import random
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from encoded import Encoded, as_lists
 
-from pyft.data.encode.sample import Sample
 from pyft.data.prepared.chunk import EncodedChunk
-from pyft.data.prepared.store import INDEX_NAME, SAMPLES_NAME, SampleStore, StoreWriter
+from pyft.data.prepared.store import (
+    CUT_TEXT_NAME,
+    IDS_NAME,
+    LABELS_NAME,
+    STORE_NAMES,
+    SampleStore,
+    StoreWriter,
+)
 from pyft.errors import DataError
 
 
-def make_chunk(rng: random.Random, num_rows: int) -> tuple[EncodedChunk, list[Sample]]:
-    """A chunk of rows with one to three samples, and the samples with their line for a source."""
+def make_chunk(rng: random.Random, num_rows: int) -> tuple[EncodedChunk, list[Encoded]]:
+    """A chunk of rows with one to three samples, row n on line 1000 + n, and the samples with their line."""
     samples, rows = [], []
     for row in range(num_rows):
         for _ in range(rng.randint(1, 3)):
             ids = [rng.randrange(100_000) for _ in range(rng.randint(1, 40))]
             labels = [token if rng.random() < 0.5 else -100 for token in ids]
-            samples.append(Sample(ids, labels, str(1000 + row)))
+            samples.append(Encoded(ids, labels, str(1000 + row)))
             rows.append(row)
     return EncodedChunk(
         num_records=num_rows,
@@ -30,7 +41,7 @@ def make_chunk(rng: random.Random, num_rows: int) -> tuple[EncodedChunk, list[Sa
         trained=np.array([sample.num_trained for sample in samples], np.int32),
         targets=np.array([sample.num_trained - (sample.labels[0] >= 0) for sample in samples], np.int32),
         rows=np.array(rows, np.int32),
-        numbers=np.array([int(sample.source) for sample in samples], np.int64),
+        numbers=np.arange(1000, 1000 + num_rows),
         digests=np.array([[rng.randrange(256) for _ in range(16)] for _ in samples], np.uint8),
         row_digests=np.array([[row] * 16 for row in range(num_rows)], np.uint8),
         cut_texts={0: "cut 世界", len(samples) - 1: "the end"},
@@ -45,6 +56,10 @@ def write(folder, chunks: list[EncodedChunk]) -> None:
     writer.close()
 
 
+def read(store: SampleStore, indices: Iterable[int]) -> list[Encoded]:
+    return [as_lists(store[index], store.source(index)) for index in indices]
+
+
 @pytest.fixture
 def made(tmp_path):
     rng = random.Random(0)
@@ -57,19 +72,19 @@ def test_everything_comes_back(made):
     folder, chunks, samples = made
     store = SampleStore(folder, ["a.jsonl", "b.jsonl"])
     expected = [
-        Sample(sample.input_ids, sample.labels, f"{'ab'[number % 2]}.jsonl:{sample.source}")
+        Encoded(sample.input_ids, sample.labels, f"{'ab'[number % 2]}.jsonl:{sample.text}")
         for number, part in enumerate(samples)
         for sample in part
     ]
     assert len(store) == len(expected) > 300
-    assert list(store) == expected
+    assert read(store, range(len(store))) == expected
+    assert list(map(as_lists, store)) == [as_lists(store[index]) for index in range(len(store))]
     order = list(range(len(store)))
     random.Random(1).shuffle(order)
-    assert [store[index] for index in order] == [expected[index] for index in order]
-    assert store[-1] == expected[-1] and store[3:90:7] == expected[3:90:7]
+    assert read(store, order) == [expected[index] for index in order]
+    assert read(store, [-1]) == expected[-1:]
     with pytest.raises(IndexError):
         store[len(store)]
-    assert all(type(token) is int for token in store[0].input_ids + store[0].labels)
     assert store.lengths.tolist() == [len(sample.input_ids) for sample in expected]
     assert store.trained.tolist() == [sample.num_trained for sample in expected]
     assert store.targets.tolist() == np.concatenate([chunk.targets for chunk in chunks]).tolist()
@@ -89,7 +104,7 @@ def test_everything_comes_back(made):
 def test_equal_samples_make_equal_files(made, tmp_path):
     folder, chunks, _ = made
     write(tmp_path / "again", list(chunks))
-    for name in (SAMPLES_NAME, INDEX_NAME):
+    for name in STORE_NAMES:
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
@@ -99,21 +114,75 @@ def test_a_store_without_samples(tmp_path):
     assert (len(store), list(store), len(store.lengths), len(store.row_digests)) == (0, [], 0, 0)
 
 
-def test_few_samples_are_in_memory(tmp_path):
+def test_samples_are_read_when_they_are_asked_for(tmp_path, monkeypatch):
     write(tmp_path / "store", [make_chunk(random.Random(number), 3)[0] for number in range(60)])
     store = SampleStore(tmp_path / "store", ["a", "b"])
-    list(store)
-    assert 0 < len(store._kept) < len(store._first_list) == 60
+    sizes, pread = [], os.pread
+
+    def record(descriptor: int, length: int, offset: int) -> bytes:
+        sizes.append(length)
+        return pread(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", record)
+    assert len(store[17]) == store.lengths[17]
+    assert sizes == [4 * store.lengths[17]] * 2
 
 
-def test_a_changed_id_is_never_given(made):
+def test_descriptors_are_closed(tmp_path):
+    def num_open() -> int:
+        return len(os.listdir("/dev/fd"))
+
+    write(tmp_path / "store", [make_chunk(random.Random(0), 3)[0]])
+    before = num_open()
+    store = SampleStore(tmp_path / "store", ["a"])
+    assert num_open() > before
+    del store
+    assert num_open() == before
+
+
+def change(path: Path, content: np.ndarray) -> None:
+    """Flip a bit where these numbers stand."""
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(content.tobytes())] ^= 1
+    path.write_bytes(whole)
+
+
+DAMAGED = r"\.int32: the prepared data are damaged: delete the folder"
+
+
+@pytest.mark.parametrize(("name", "column"), [(IDS_NAME, "input_ids"), (LABELS_NAME, "labels")])
+def test_a_changed_number_is_never_given(made, name, column):
     folder, _, samples = made
-    path = folder / SAMPLES_NAME
-    content = bytearray(path.read_bytes())
-    ids = np.array(samples[0][5].input_ids, np.int32).tobytes()
-    content[content.index(ids)] ^= 1
-    path.write_bytes(content)
+    index = max(range(20), key=lambda index: len(samples[0][index].labels))
+    change(folder / name, np.array(getattr(samples[0][index], column), np.int32))
     store = SampleStore(folder, ["a", "b"])
-    with pytest.raises(DataError, match=r"samples\.arrow: the prepared data are damaged: delete the folder"):
-        store[5]
-    assert store[len(store) - 1].input_ids == samples[-1][-1].input_ids
+    for _ in range(2):
+        with pytest.raises(DataError, match=DAMAGED):
+            store[index]
+    assert as_lists(store[len(store) - 1]).input_ids == samples[-1][-1].input_ids
+
+
+def test_each_sample_is_checked_once(made, monkeypatch):
+    checked, crc32 = [], zlib.crc32
+    store = SampleStore(made[0], ["a", "b"])
+    monkeypatch.setattr(zlib, "crc32", lambda data, value=0: checked.append(len(data)) or crc32(data, value))
+    for index in (3, 4, 3, 3, 4):
+        store[index]
+    assert checked == [store.lengths[index] for index in (3, 3, 4, 4)]
+
+
+def test_files_that_are_cut_while_they_are_read_are_told(made):
+    store = SampleStore(made[0], ["a", "b"])
+    store[0]
+    for name in (IDS_NAME, LABELS_NAME, CUT_TEXT_NAME):
+        os.truncate(made[0] / name, 3)
+    for read_again in (store.__getitem__, store.cut_text):
+        with pytest.raises(DataError, match="the prepared data are damaged: delete the folder"):
+            read_again(0)
+
+
+def test_files_of_another_size_are_no_store(made):
+    with open(made[0] / LABELS_NAME, "ab") as file:
+        file.write(b"1234")
+    with pytest.raises(ValueError, match=r"labels\.int32 has not the size"):
+        SampleStore(made[0], ["a", "b"])

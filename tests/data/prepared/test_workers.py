@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from encoded import sources_of
 
 from pyft.data.chat.bind import get_template
 from pyft.data.prepare import PreparedData, prepare
@@ -94,7 +95,7 @@ def test_batches_counts_and_lines_are_the_same(run, packing):
     assert none.ledger == two.ledger
     assert (none.fingerprint, none.preview, none.notes) == (two.fingerprint, two.preview, two.notes)
     assert none.ledger["rows_read"] == 550 and none.ledger["dropped"]["not_sampled"] == 100
-    assert [s.source for s in none.samples_in_order] == [s.source for s in two.samples_in_order]
+    assert sources_of(none.samples_in_order) == sources_of(two.samples_in_order)
 
 
 def test_the_first_mistake_of_the_files_is_told(run):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from encoded import as_lists
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from labelled import IGNORED, chatml, label
@@ -109,11 +110,12 @@ def run(bpe):
 
 def check_parts(prepared: PreparedData) -> None:
     """Both parts say what their samples and their batches hold; no token is in none of them."""
-    for part, samples, source in (
-        (prepared.ledger["train"], prepared.train_samples, prepared.train),
-        (prepared.ledger["validation"], prepared.validation_samples, prepared.validation),
+    for part, source in (
+        (prepared.ledger["train"], prepared.train),
+        (prepared.ledger["validation"], prepared.validation),
     ):
-        labels = [list(sample.labels) for sample in samples]
+        samples = list(map(as_lists, source.samples)) if source else []
+        labels = [sample.labels for sample in samples]
         assert part["samples"] == len(labels)
         assert part["tokens"] == sum(map(len, labels))
         assert part["trained_tokens"] == sum(len(each) - each.count(IGNORED) for each in labels)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+from encoded import as_lists
+
+from pyft.config.modes import SFT
 from pyft.data.batches.collate import collate
 from pyft.data.chat.bind import get_template
-from pyft.data.encode.rows import encode_conversation
-from pyft.data.encode.sample import Sample
-from pyft.data.rows.row import Message
+from pyft.data.encode.rows import RowEncoder
+from pyft.data.encode.sample import EncodeOptions, Sample
+from pyft.data.rows.row import Message, Row
 from pyft.data.show.colours import wants_colour
 from pyft.data.show.samples import (
     format_pack,
@@ -17,15 +21,26 @@ from pyft.data.show.samples import (
 )
 
 
-def encode(tokenizer, question: str, answer: str) -> Sample:
-    talk = [Message("user", question), Message("assistant", answer)]
-    return encode_conversation(tokenizer, get_template("chatml", tokenizer), talk, "data.jsonl:7")
+def encode(tokenizer, question: str, answer: str) -> tuple[Sample, str]:
+    """The sample, and the text it was made of."""
+    talk = (Message("user", question), Message("assistant", answer))
+    encoder = RowEncoder(tokenizer, get_template("chatml", tokenizer), EncodeOptions(SFT))
+    (row,) = encoder.encode([Row(talk, None, "")])
+    return row.samples[0], row.texts[0]
+
+
+def make_sample(ids: list[int], labels: list[int]) -> Sample:
+    return Sample(np.array(ids, np.int32), np.array(labels, np.int32))
+
+
+def show(sample: Sample, tokenizer, **options) -> str:
+    return format_sample(sample, "data.jsonl:7", tokenizer, **options)
 
 
 def test_marks_off_a_terminal(bpe):
-    sample = encode(bpe, "who \x1b[31m\r\u202e 👩‍👧", "世界 river")
-    heading, *text = format_sample(sample, bpe, colour=False).split("\n")
-    assert heading == f"data.jsonl:7: {len(sample.input_ids)} tokens, {sample.num_trained} trained (in ⟦ ⟧)"
+    sample, _ = encode(bpe, "who \x1b[31m\r\u202e 👩‍👧", "世界 river")
+    heading, *text = show(sample, bpe, colour=False).split("\n")
+    assert heading == f"data.jsonl:7: {len(sample)} tokens, {sample.num_trained} trained (in ⟦ ⟧)"
     assert text == [
         "<|im_start|>user",
         "who \\x1b[31m\\r\\u202e 👩‍👧<|im_end|>",
@@ -36,37 +51,37 @@ def test_marks_off_a_terminal(bpe):
 
 
 def test_colours_on_a_terminal(bpe):
-    coloured = format_sample(encode(bpe, "who \x1b[31m", "世界 river"), bpe, colour=True)
+    coloured = show(encode(bpe, "who \x1b[31m", "世界 river")[0], bpe, colour=True)
     assert "\x1b[32m世界 river<|im_end|>\x1b[0m" in coloured
     assert "\x1b[2m<|im_start|>user\nwho \\x1b[31m<|im_end|>" in coloured
     assert "⟦" not in coloured
 
 
 def test_stretches_are_the_text(bpe):
-    sample = encode(bpe, "who", "世界 😀")
+    sample, text = encode(bpe, "who", "世界 😀")
     parts = list(split_by_training(sample, bpe))
-    assert "".join(text for _, text in parts) == sample.text == spelled_text(sample, bpe)
-    assert [text for trained, text in parts if trained] == ["世界 😀<|im_end|>"]
+    assert "".join(part for _, part in parts) == text == spelled_text(sample, bpe)
+    assert [part for trained, part in parts if trained] == ["世界 😀<|im_end|>"]
 
 
 def test_cut_text_is_told_apart_from_both(bpe):
-    sample = encode(bpe, "who", "river")
-    heading, *text = format_sample(sample, bpe, colour=False, cut_text="and\x1b[2J\nmore").split("\n")
+    sample, _ = encode(bpe, "who", "river")
+    heading, *text = show(sample, bpe, colour=False, cut_text="and\x1b[2J\nmore").split("\n")
     assert heading.endswith("trained (in ⟦ ⟧), the rest was cut (in ⟪ ⟫)")
     assert text[-2:] == ["⟪and\\x1b[2J", "more⟫"] and text[-3] == "⟦river<|im_end|>⟧"
-    coloured = format_sample(sample, bpe, colour=True, cut_text="and more")
+    coloured = show(sample, bpe, colour=True, cut_text="and more")
     assert coloured.endswith("\x1b[31mand more\x1b[0m") and "⟪" not in coloured
-    assert "cut" not in format_sample(sample, bpe, colour=False)
+    assert "cut" not in show(sample, bpe, colour=False)
 
 
 def test_long_cut_text_is_shortened_and_says_so(bpe):
-    shown = format_sample(encode(bpe, "who", "river"), bpe, colour=False, cut_text="x" * 5000)
+    shown = show(encode(bpe, "who", "river")[0], bpe, colour=False, cut_text="x" * 5000)
     assert shown.endswith("x... (5000 characters)⟫") and len(shown) < 1000
 
 
 def test_rows_that_came_as_ids_are_decoded(bpe):
     ids = bpe.backend_tokenizer.encode("the river runs deep").ids
-    sample = Sample(ids, [-100, *ids[1:]], "data.jsonl:1", "")
+    sample = make_sample(ids, [-100, *ids[1:]])
     first = bpe.backend_tokenizer.decode(ids[:1])
     assert list(split_by_training(sample, bpe)) == [
         (False, first),
@@ -75,18 +90,20 @@ def test_rows_that_came_as_ids_are_decoded(bpe):
 
 
 def test_a_batch_taken_apart_is_what_went_in(bpe):
-    samples = [encode(bpe, "who", "世界"), encode(bpe, "the river", "runs deep"), encode(bpe, "42", "metres")]
+    talks = (("who", "世界"), ("the river", "runs deep"), ("42", "metres"))
+    samples = [encode(bpe, *talk)[0] for talk in talks]
     # A text is learned from its second token on: nothing comes before its first.
-    samples.append(Sample([5, 6, 7], [5, 6, 7], "", ""))
-    apart = samples_of_batch(collate(samples))
+    samples.append(make_sample([5, 6, 7], [5, 6, 7]))
+    apart = list(map(as_lists, samples_of_batch(collate(samples))))
+    samples = list(map(as_lists, samples))
     assert [sample.input_ids for sample in apart] == [sample.input_ids for sample in samples]
     assert [sample.labels for sample in apart[:3]] == [sample.labels for sample in samples[:3]]
     assert apart[3].labels == [-100, 6, 7]
 
 
 def test_a_pack_shows_where_samples_begin(bpe):
-    samples = [encode(bpe, "who", "世界 river"), encode(bpe, "q", "deep " * 200)]
-    first, second = (len(sample.input_ids) for sample in samples)
+    samples = [encode(bpe, "who", "世界 river")[0], encode(bpe, "q", "deep " * 200)[0]]
+    first, second = map(len, samples)
     trained = [sample.num_trained for sample in samples]
     shown = format_pack(samples, bpe, room=2 * (first + second), colour=False).split("\n")
     assert shown[0] == (
@@ -100,7 +117,7 @@ def test_a_pack_shows_where_samples_begin(bpe):
 
 
 def test_a_long_sample_says_that_it_is_cut(bpe):
-    shown = format_sample(encode(bpe, "q", "river " * 900), bpe, colour=False)
+    shown = show(encode(bpe, "q", "river " * 900)[0], bpe, colour=False)
     assert "(the first 2000 of 5462 characters)" in shown
     assert len(shown) < 2200
 
