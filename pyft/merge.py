@@ -5,8 +5,7 @@
     W_merged = W + scaling * B A        W: the original base, not its NF4-rounded form
 
 OUTPUT_DIR is a run, a stage, a checkpoint or an adapter folder. DEST gets weights, config, tokenizer and chat
-template; it appears whole or not at all. A full run has nothing to
-merge: its result is copied.
+template; it appears whole or not at all. A full run has nothing to merge: its result is copied.
 """
 
 from __future__ import annotations
@@ -15,18 +14,19 @@ import argparse
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyft.command import run_command
+from pyft.disk import settle, staged_folder, staging_path
 from pyft.errors import ConfigError
+from pyft.run.layout import GENERATION_CONFIG, MODEL_CONFIG
 
 if TYPE_CHECKING:
     from pyft.run.result import Result
 
-_MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
+_MODEL_FILES = (MODEL_CONFIG, GENERATION_CONFIG, "*.safetensors", "*.safetensors.index.json", "*.py")
 _TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt",
     "*.model", "*.tiktoken",
@@ -43,7 +43,7 @@ def merge_run(
     end_marks: Sequence[int] = (),
     trust_remote_code: bool = False,
 ) -> str:
-    """Merge an adapter into its original base and write the result.
+    """Merge an adapter into its original base and write the result; return the name of its dtype.
 
     A taken `dest`, or an adapter that does not fit its base, is a ConfigError.
 
@@ -55,9 +55,6 @@ def merge_run(
         dtype: name of the dtype to merge and write in; by default the one the base is stored in.
         end_marks: ids that end an answer, for generation_config.json, beside those of the base.
         trust_remote_code: allow Python code shipped with the base to run.
-
-    Returns:
-        Name of the dtype written.
     """
     from pyft.model.adapter_files import apply_adapter
     from pyft.model.adapters import merge_adapters
@@ -87,15 +84,7 @@ def merge_run(
 def copy_model(
     source: str | os.PathLike[str], dest: str | os.PathLike[str], tokenizer: str | os.PathLike[str]
 ) -> None:
-    """Copy a whole model with its tokenizer, leaving a run's logs and checkpoints behind.
-
-    A taken `dest` is a ConfigError.
-
-    Args:
-        source: folder of the model.
-        dest: folder to make; it may exist if it is empty.
-        tokenizer: folder whose tokenizer files go along.
-    """
+    """Copy a whole model and a tokenizer into `dest`, new or empty, without a run's logs and checkpoints."""
     _refuse_taken(Path(dest))
 
     def fill(folder: Path) -> None:
@@ -116,14 +105,10 @@ def _appear_whole(dest: Path, fill: Callable[[Path], None]) -> None:
     """Fill a hidden folder beside `dest`, put it on disk, and rename it; on failure nothing is left."""
     dest = dest.absolute()
     dest.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{dest.name}.", suffix=".partial", dir=dest.parent) as staging:
-        folder = Path(staging) / "result"
-        folder.mkdir()  # mode by the umask, unlike the temporary folder around it
+    # The process is in the name: another merge into the same folder has one of its own.
+    with staged_folder(dest, staging_path(dest.with_name(f"{dest.name}.{os.getpid()}"))) as folder:
         fill(folder)
-        for file in folder.iterdir():
-            with file.open("rb") as content:
-                os.fsync(content.fileno())
-        os.rename(folder, dest)
+        settle(folder)
 
 
 def _copy(source: Path, dest: Path, patterns: tuple[str, ...]) -> None:
@@ -135,14 +120,7 @@ def _copy(source: Path, dest: Path, patterns: tuple[str, ...]) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Merge as the command line says.
-
-    Args:
-        options: parsed arguments.
-
-    Raises:
-        ConfigError: nothing to merge, or nowhere to put it.
-    """
+    """Merge as the command line says; nothing to merge, or nowhere to put it, is a ConfigError."""
     _refuse_taken(Path(options.dest))
     from pyft.run.result import find_result
 
@@ -171,7 +149,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def _end_marks(result: Result) -> list[int]:
-    """The ids that end an answer of the tuned model; none where no template is to be had, which is said."""
+    """Find the ids that end an answer of the tuned model; none where there is no template, which is said."""
     from pyft.data.chat.bind import trained_template
     from pyft.model.restore import load_result_tokenizer
     from pyft.run.result import holds_tokenizer

@@ -41,7 +41,7 @@ from pyft.model.adapters import trainable_state
 from pyft.model.generate import add_end_marks
 from pyft.model.heads import head_of
 from pyft.model.layers.fused import describe_fused
-from pyft.model.memory import memory_kind, peak_memory_bytes, reset_peak_memory
+from pyft.model.peak_memory import memory_kind, peak_memory_bytes, reset_peak_memory
 from pyft.model.trained import TrainedWeights
 from pyft.run import layout
 from pyft.run.lock import claim_folder

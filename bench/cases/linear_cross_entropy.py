@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from timing import Case
 from torch import Tensor
 
-from pyft.model.memory import peak_memory_bytes, reset_peak_memory
+from pyft.model.peak_memory import peak_memory_bytes, reset_peak_memory
 from pyft.ops import reference
 from pyft.ops.linear_cross_entropy import linear_cross_entropy
 

@@ -42,7 +42,7 @@ from pyft.config.schema import TrainConfig
 from pyft.model.adapters import attach_adapters
 from pyft.model.layers.lora_linear import LoRALinear
 from pyft.model.load import enable_gradient_checkpointing, load_model
-from pyft.model.memory import peak_memory_bytes, reset_peak_memory
+from pyft.model.peak_memory import peak_memory_bytes, reset_peak_memory
 from pyft.ops.nf4 import nf4_from_bitsandbytes
 from pyft.tasks.next_token import next_token_loss
 from pyft.trainer.parameters import TrainedParameters

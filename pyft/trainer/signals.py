@@ -23,6 +23,7 @@ from pyft.errors import Interrupted
 
 LEAVE_SECONDS = 2.0
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
+_SAVE = getattr(signal, "SIGUSR1", None)  # None on systems without it
 
 
 class SignalWatch:
@@ -75,7 +76,7 @@ class SignalWatch:
         os.set_blocking(self._pipe[1], False)
         threading.Thread(target=_leave_on_second_interrupt, args=(self._pipe[0],), daemon=True).start()
         self._previous_wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-        for number in (*_STOPPING, signal.SIGUSR1):
+        for number in filter(None, (*_STOPPING, _SAVE)):
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -93,7 +94,7 @@ class SignalWatch:
         self._previous, self._pipe = {}, None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGUSR1:
+        if number == _SAVE:
             self._save_requested = True
             return
         if number == signal.SIGINT and self._stop_signal == signal.SIGINT:

@@ -142,7 +142,7 @@ def test_load_never_holds_the_float_weights(tmp_path):
     script = """
 import sys, torch
 from pyft.model.load import load_model
-from pyft.model.memory import peak_memory_bytes, reset_peak_memory
+from pyft.model.peak_memory import peak_memory_bytes, reset_peak_memory
 load_model(sys.argv[2], dtype=torch.float32, quantization="nf4")  # loads libraries beforehand
 assert reset_peak_memory()
 before = peak_memory_bytes()

@@ -9,7 +9,7 @@ import pytest
 
 COMMON = """
 import torch
-from pyft.model.memory import peak_memory_bytes, reset_peak_memory
+from pyft.model.peak_memory import peak_memory_bytes, reset_peak_memory
 
 torch.set_num_threads(2)
 num_tokens, width, vocabulary = 512, 896, 20000

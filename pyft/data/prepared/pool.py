@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TASKS_PER_WORKER = 2
 _POLL_SECONDS = 0.2
-_HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_HELD_BACK = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}
 
 
 class WorkerPool:

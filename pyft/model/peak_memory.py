@@ -6,24 +6,21 @@ everything in it, Python and libraries included. Both can be reset where the sys
 
 from __future__ import annotations
 
-import resource
 import sys
 from pathlib import Path
 
 import torch
 
+try:
+    import resource
+except ImportError:  # not POSIX
+    resource = None
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_memory_bytes(device: str | torch.device = "cpu") -> int:
-    """Read the peak since the start or the last reset.
-
-    Args:
-        device: whose memory.
-
-    Returns:
-        Bytes.
-    """
+    """Read the peak since the start or the last reset; 0 where the system does not tell."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -33,19 +30,14 @@ def peak_memory_bytes(device: str | torch.device = "cpu") -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass  # Not Linux: getrusage below knows the peak too.
+    if resource is None:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, else KiB
 
 
 def reset_peak_memory(device: str | torch.device = "cpu") -> bool:
-    """Start measuring anew.
-
-    Args:
-        device: whose memory.
-
-    Returns:
-        Whether the peak could be reset; if not, later readings include what came before.
-    """
+    """Start measuring anew; False where that cannot be done: later readings include what came before."""
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -58,12 +50,5 @@ def reset_peak_memory(device: str | torch.device = "cpu") -> bool:
 
 
 def memory_kind(device: str | torch.device = "cpu") -> str:
-    """Say what `peak_memory_bytes` counts.
-
-    Args:
-        device: whose memory.
-
-    Returns:
-        A few words for a report.
-    """
+    """Say in a few words what `peak_memory_bytes` counts."""
     return "CUDA allocator peak" if torch.device(device).type == "cuda" else "resident peak of the process"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pyft.model.memory import memory_kind, peak_memory_bytes, reset_peak_memory
+from pyft.model.peak_memory import memory_kind, peak_memory_bytes, reset_peak_memory
 
 
 def test_peak_follows_an_allocation_and_a_reset():
