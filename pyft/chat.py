@@ -107,7 +107,7 @@ class Chat:
         return stopped
 
     def _encode(self, turn: dict[str, str]) -> tuple[list[int], list[int]]:
-        """The prompt's ids as in training, and the ids that end an answer."""
+        """Encode the prompt as in training; return its ids, and those that end an answer."""
         from pyft.data.chat.bind import encode_text_prompt
 
         if self._template is None:

@@ -12,9 +12,7 @@ def num_usable_cpus() -> int:
 
 
 def let_waiting_threads_sleep() -> None:
-    """Set OMP_WAIT_POLICY, unless it is set; it counts when torch's OpenMP is loaded.
-
-    Its threads otherwise spin while they wait, and where another program shares the cores, a step of a small
-    model then takes ten times as long (measured on 2 cores).
-    """
+    """Set OMP_WAIT_POLICY, unless it is set."""
+    # Read by torch's OpenMP when it is loaded. Its threads otherwise spin while they wait, and where another
+    # program shares the cores, a step of a small model then takes ten times as long (measured on 2 cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

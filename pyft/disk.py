@@ -95,10 +95,10 @@ def staged_folder(path: Path, staging: Path) -> Iterator[Path]:
 
 
 def settle(folder: Path) -> list[Path]:
-    """Give every file below a folder the mode that the umask wants, and sync files and folders.
+    """Give the files below a folder the mode that the umask wants, sync all, and return them in order.
 
-    Returns:
-        The files, in order of their names.
+    Libraries make files with mode 0600 whatever the umask says (safetensors does, through a temporary file),
+    and then a server of another user finds no weights.
     """
     mode = umask_mode(folder)
     entries = sorted(folder.rglob("*"))
@@ -114,9 +114,7 @@ def settle(folder: Path) -> list[Path]:
 def umask_mode(folder: Path) -> int:
     """Find the mode that the umask gives a file, on one made in `folder` for that.
 
-    Libraries make files with mode 0600 (safetensors does, through a temporary file) whatever the umask says,
-    and then a server of another user finds no weights. Reading the umask itself would set it for a moment,
-    for all threads.
+    Reading the umask itself would set it for a moment, for all threads.
     """
     probe = folder / f".mode-{os.getpid()}"
     write_new_file(probe, b"")
@@ -188,10 +186,7 @@ def is_disk_error(error: BaseException) -> bool:
 def disk_error(path: Path, error: BaseException, needed_bytes: int | None = None) -> DiskError | None:
     """Turn an error of writing `path` into a DiskError where the disk is what failed, else give None.
 
-    Args:
-        path: what was being written.
-        error: what was raised.
-        needed_bytes: about how many bytes the whole write takes.
+    `needed_bytes` is about how many the whole write takes.
     """
     if not is_disk_error(error):
         return None

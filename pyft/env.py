@@ -32,14 +32,7 @@ PACKAGES = (
 
 
 def package_version(name: str) -> str:
-    """The installed version of a distribution, read without importing it.
-
-    Args:
-        name: as pip knows it.
-
-    Returns:
-        Its version, or "not installed".
-    """
+    """Read the version of an installed distribution without importing it, or say "not installed"."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -47,11 +40,7 @@ def package_version(name: str) -> str:
 
 
 def describe() -> Iterator[tuple[str, str]]:
-    """Everything there is to say.
-
-    Yields:
-        Key and value.
-    """
+    """Yield everything there is to say, as keys and values."""
     yield "pyft", __version__
     yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
     yield "platform", f"{platform.system()} {platform.release()} {platform.machine()}"
@@ -63,11 +52,7 @@ def describe() -> Iterator[tuple[str, str]]:
 
 
 def describe_native() -> Iterator[tuple[str, str]]:
-    """What the compiled module says of itself and of the machine.
-
-    Yields:
-        Key and value; a single line with the reason when the module does not load.
-    """
+    """Yield what the compiled module says of itself and of the machine, or why it does not load."""
     try:
         native = importlib.import_module("pyft.ops.native")
     except ImportError as error:
@@ -86,14 +71,11 @@ def describe_native() -> Iterator[tuple[str, str]]:
 
 
 def describe_cuda(architectures: str, status: dict) -> Iterator[tuple[str, str]]:
-    """CUDA as built into the module and as found on the machine.
+    """Yield CUDA as built into the module and as found on the machine.
 
     Args:
         architectures: those the module has code for, "" when it was built for CPU only.
         status: what `cuda_status` of the native module gives.
-
-    Yields:
-        Key and value.
     """
     if not architectures:
         yield "CUDA built", "no, CPU only"
@@ -112,14 +94,7 @@ def describe_cuda(architectures: str, status: dict) -> Iterator[tuple[str, str]]
 
 
 def version_text(number: int) -> str:
-    """CUDA's version number as people write it.
-
-    Args:
-        number: 1000 * major + 10 * minor.
-
-    Returns:
-        "major.minor".
-    """
+    """Write CUDA's number, 1000 * major + 10 * minor, as "major.minor"."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
@@ -130,11 +105,7 @@ def print_environment(_: argparse.Namespace) -> None:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """Describe the command.
-
-    Returns:
-        Its parser.
-    """
+    """Describe the command."""
     return argparse.ArgumentParser(
         prog="python -m pyft.env", description="Versions, and what was built and found: for bug reports."
     )

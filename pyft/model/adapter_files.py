@@ -48,7 +48,7 @@ def save_adapter(
 
 
 def _tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapters' parameters under the names they have in a file."""
+    """Return the adapters' parameters under the names that a file gives them."""
     return {
         f"{_PREFIX}{name}.{suffix}": parameter
         for name, layer in adapted_layers(model).items()

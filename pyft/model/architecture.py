@@ -33,18 +33,7 @@ def quiet_transformers() -> None:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        path: the file.
-        what: what it is, for messages.
-
-    Returns:
-        Its content.
-
-    Raises:
-        ConfigError: when it cannot be read or is not an object.
-    """
+    """Read a JSON object; a ConfigError says `what` cannot be read, or is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -55,14 +44,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def read_config(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Read the config of a local model folder.
-
-    Args:
-        path: folder with a `config.json` (or that file itself).
-        trust_remote_code: allow Python code shipped in the folder to run.
-
-    Returns:
-        The config.
+    """Read the config of a local model folder, named by itself or by its `config.json`.
 
     Raises:
         ConfigError: no folder, no config, an unknown architecture, code that is not allowed to run.
@@ -103,13 +85,7 @@ def read_config(path: str | os.PathLike[str], *, trust_remote_code: bool = False
 
 
 def config_from_mapping(mapping: Mapping[str, Any]) -> PreTrainedConfig:
-    """Make a config from a mapping as in `config.json`; a key the architecture does not know is an error.
-
-    Args:
-        mapping: `model_type` and the architecture's own keys.
-
-    Returns:
-        The config.
+    """Make a config from `model_type` and the architecture's own keys, as in `config.json`.
 
     Raises:
         ConfigError: no or an unknown model_type, an unknown key, values the architecture refuses.
@@ -162,16 +138,7 @@ class _ParametersOnMeta(TorchFunctionMode):
 def empty_model(
     config: PreTrainedConfig, *, dtype: torch.dtype, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Build the modules of a causal language model; weights are on the meta device, rotary tables are real.
-
-    Args:
-        config: of the model.
-        dtype: of the weights to come.
-        trust_remote_code: allow Python code shipped with the config to run.
-
-    Returns:
-        The model, with pyft's packed attention.
-    """
+    """Build a model with pyft's attention whose weights are on the meta device; rotary tables are real."""
     with _ParametersOnMeta():
         return _from_config(config, dtype, trust_remote_code)
 
@@ -217,7 +184,7 @@ def init_model(
         eos_token_id: end-of-text id or ids, written to config and generation_config.
         bos_token_id: begin-of-text id, likewise.
         pad_token_id: padding id, likewise.
-        dtype: of the weights; they are drawn in float32 and rounded.
+        dtype: of the weights, which are drawn in float32 and rounded.
         seed: of the weights.
         device: where they go.
         trust_remote_code: allow Python code shipped in the folder to run.
@@ -256,14 +223,9 @@ def init_model(
 
 
 def untie_names(model: PreTrainedModel) -> dict[str, list[str]]:
-    """Group the names under which each tensor of the model's state is reachable.
+    """Group the names of each tensor in the model's state: first name -> all, several where it is tied.
 
-    Args:
-        model: possibly with tied weights.
-
-    Returns:
-        First name -> all names; a tensor that is not tied has one. Buffers that no checkpoint holds are left
-        out.
+    Buffers that no checkpoint holds are left out.
     """
     first_name: dict[int, str] = {}
     groups: dict[str, list[str]] = {}

@@ -11,11 +11,7 @@ CAPABILITY = (8, 0)
 
 
 def cuda_problem() -> str | None:
-    """Say why no model can be trained on the current GPU.
-
-    Returns:
-        None when one can, else the reason.
-    """
+    """Say why no model can be trained on the current GPU; None when one can."""
     if torch.version.cuda is None:
         return f"this torch ({torch.__version__}) is built without CUDA"
     if not torch.cuda.is_available():
@@ -37,9 +33,5 @@ def cuda_problem() -> str | None:
 
 
 def best_device() -> str:
-    """Choose the GPU where it can be used.
-
-    Returns:
-        "cuda" or "cpu".
-    """
+    """Return "cuda" where the GPU can be used, else "cpu"."""
     return "cpu" if cuda_problem() else "cuda"

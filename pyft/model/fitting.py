@@ -12,15 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_vocabulary(model: PreTrainedModel, num_tokens: int) -> None:
-    """Refuse a tokenizer whose ids go beyond the embedding.
-
-    Args:
-        model: loaded.
-        num_tokens: length of the tokenizer, added tokens included.
-
-    Raises:
-        ConfigError: when the embedding has fewer rows.
-    """
+    """Refuse, with a ConfigError, a tokenizer whose num_tokens entries are more than the embedding's rows."""
     rows = model.get_input_embeddings().weight.shape[0]
     if num_tokens > rows:
         raise ConfigError(
@@ -31,12 +23,7 @@ def check_vocabulary(model: PreTrainedModel, num_tokens: int) -> None:
 
 
 def fit_vocabulary(model: PreTrainedModel, num_tokens: int) -> None:
-    """Give a model whose embedding trains a row for each entry of the tokenizer: the mean of those it has.
-
-    Args:
-        model: loaded; its embedding, head and configuration change where they are too short.
-        num_tokens: length of the tokenizer, added tokens included.
-    """
+    """Lengthen embedding and head to a row for each of the tokenizer's entries: the mean of the others."""
     rows = model.get_input_embeddings().weight.shape[0]
     if num_tokens <= rows:
         return
@@ -54,14 +41,10 @@ def fit_vocabulary(model: PreTrainedModel, num_tokens: int) -> None:
 
 
 def check_positions(model: PreTrainedModel, longest: int) -> None:
-    """Look whether samples fit the model's positions: rotary ones stretch, learned ones end.
-
-    Args:
-        model: loaded.
-        longest: tokens of the longest sample.
+    """Check that the longest sample, in tokens, fits the model's positions: rotary ones stretch.
 
     Raises:
-        ConfigError: when the model learned its positions and has fewer.
+        ConfigError: the model learned its positions and has fewer.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is None or longest <= positions:

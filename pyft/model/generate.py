@@ -89,19 +89,14 @@ def generate(
 
 
 def add_end_marks(model: PreTrainedModel, ids: Sequence[int]) -> None:
-    """Let every program that generates with the saved model stop where this one does.
-
-    Args:
-        model: whose generation_config is changed; it is saved with the model.
-        ids: end marks beside those it has.
-    """
+    """Add end marks to the model's generation_config, so that whoever generates with it stops there too."""
     marks = sorted({*_end_marks(model.generation_config), *ids})
     if marks:
         model.generation_config.eos_token_id = marks
 
 
 def _end_marks(config: GenerationConfig | None) -> list[int]:
-    """The end marks a generation_config names: none, one, or a list."""
+    """List the end marks that a generation_config names as none, one, or a list."""
     ids = getattr(config, "eos_token_id", None)
     if ids is None:
         return []

@@ -92,14 +92,7 @@ def load_model(
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
-    """Recompute activations in the backward pass, through the model's public switch, never re-entrant.
-
-    Args:
-        model: any transformers model.
-
-    Raises:
-        ConfigError: when the architecture has no such switch.
-    """
+    """Recompute activations in the backward pass; an architecture without such a switch is a ConfigError."""
     if not model.supports_gradient_checkpointing:
         raise ConfigError(
             f"{type(model).__name__} cannot recompute activations: set train.gradient_checkpointing=false"
@@ -243,7 +236,7 @@ def _load_whole(path: str | os.PathLike[str], dtype: torch.dtype, trust_remote_c
 
 
 def _generation_config(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
-    """The folder's generation_config.json, else what config.json says about special tokens."""
+    """Read the folder's generation_config.json, else take what config.json says about special tokens."""
     if (folder / GENERATION_CONFIG).is_file():
         try:
             return GenerationConfig.from_pretrained(str(folder), local_files_only=True)

@@ -12,15 +12,9 @@ from pyft.model.layers.replace import linear_names, replace_module
 def quantize_linears(
     model: nn.Module, *, double_quant: bool = True, device: str | torch.device | None = None
 ) -> list[str]:
-    """Replace every linear layer but the output head by its NF4 form, one at a time.
+    """Replace every linear layer but the output head by its NF4 form, one at a time; return their names.
 
-    Args:
-        model: changed in place; a float weight is let go as soon as its layer is quantised.
-        double_quant: store absmax itself in 8 bits.
-        device: where each layer goes before it is quantised; None leaves it where it is.
-
-    Returns:
-        Names of the replaced layers.
+    Each layer goes to `device`, if given, before it is quantised, and its float weight is let go after.
     """
     names = linear_names(model)
     for name in names:

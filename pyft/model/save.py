@@ -65,7 +65,7 @@ def _final(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 
 def _state_once(model: nn.Module) -> dict[str, Tensor]:
-    """The state under its base names, a tensor with several names under the first of them."""
+    """Return the state under its base names, a tensor with several names under the first of them."""
     seen: set[int] = set()
     state = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -22,11 +22,7 @@ class TextStream:
         self.text = ""
 
     def put(self, token: int) -> None:
-        """Take a token.
-
-        Args:
-            token: its id.
-        """
+        """Take a token's id."""
         self._ids.append(token)
         whole = self._decode(self._ids[self._start :])
         if not whole.endswith("\N{REPLACEMENT CHARACTER}"):

@@ -22,11 +22,7 @@ class JsonLog:
     """A file of JSON rows that can be cut back to a length it had."""
 
     def __init__(self, path: Path):
-        """Open the file, made if absent, to append to it.
-
-        Args:
-            path: the file. One that cannot be written, or is a symbolic link, is a DiskError.
-        """
+        """Open the file; one that cannot be written, or is a symbolic link, is a DiskError."""
         self._path = path
         self._descriptor = open_for_append(path)
 
@@ -36,13 +32,7 @@ class JsonLog:
         return os.fstat(self._descriptor).st_size
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a row.
-
-        Args:
-            row: JSON values; floats that are not finite become null.
-
-        A full disk is a DiskError, and no part of the row is left in the file.
-        """
+        """Append a row of JSON values; a full disk is a DiskError, and no part of the row is left there."""
         finite = {name: value if _is_finite(value) else None for name, value in row.items()}
         line = (
             json.dumps(finite, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
@@ -63,14 +53,9 @@ class JsonLog:
             raise
 
     def cut(self, size_bytes: int) -> bool:
-        """Drop every row past a length.
+        """Drop every row past a length that the file had; the whole ones before it stay.
 
-        Args:
-            size_bytes: the length, as `size_bytes` gave it after some row.
-
-        Returns:
-            False when the file is shorter than that or has no row's end there: then rows were lost, and the
-            whole ones before it stay.
+        False when the file is shorter, or no row ends there: then rows were lost.
         """
         with open(self._path, "rb") as file:
             whole_bytes = file.read(size_bytes).rfind(b"\n") + 1
@@ -87,14 +72,7 @@ class JsonLog:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a JSON log; an absent file has none.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its rows in order.
-    """
+    """Read the rows of a JSON log; an absent file has none."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -54,13 +54,7 @@ class Result:
 
 
 def find_result(path: str | Path) -> Result:
-    """Find the weights and settings that a folder stands for.
-
-    Args:
-        path: a run, a stage, a checkpoint, an adapter or a model folder.
-
-    Returns:
-        The result.
+    """Find the weights and settings of a run, a stage, a checkpoint, an adapter or a model folder.
 
     Raises:
         ConfigError: nothing there that could be loaded; says what is.
@@ -129,7 +123,7 @@ def _holds_weights(folder: Path) -> bool:
 
 
 def _describe(folder: Path, settings: dict[str, Any], run: Path) -> Result:
-    """Put together what a folder of weights and its run's settings say."""
+    """Gather what a folder of weights and its run's settings say."""
     if not _holds_weights(folder):
         raise ConfigError(f"no weights ({folder}): expects {layout.ADAPTER_CONFIG} or {layout.MODEL_CONFIG}")
     model, data, train = (settings.get(section) or {} for section in ("model", "data", "train"))
@@ -156,7 +150,7 @@ def _describe(folder: Path, settings: dict[str, Any], run: Path) -> Result:
 
 
 def _base_folder(named: str | None, folder: Path, run: Path) -> Path:
-    """The adapter's base; a run that was moved as a whole finds an earlier stage's result beside it."""
+    """Find the adapter's base; a run moved as a whole has an earlier stage's result beside it."""
     if not named:
         raise ConfigError(f"the adapter does not name its base model ({folder / layout.ADAPTER_CONFIG})")
     base = Path(named)

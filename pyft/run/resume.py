@@ -85,17 +85,7 @@ def plan_run(
 
 
 def read_finished(folder: Path) -> dict[str, Any] | None:
-    """Read how the run in a folder ended.
-
-    Args:
-        folder: a run's folder.
-
-    Returns:
-        The contents of its finished.json, or None when no run ended there.
-
-    Raises:
-        ConfigError: the file is not what a run writes.
-    """
+    """Read the finished.json of a run's folder, None where it is absent; another content is a ConfigError."""
     path = folder / layout.FINISHED
     try:
         finished = json.loads(path.read_bytes())
@@ -161,7 +151,7 @@ def _explicit(path: Path) -> tuple[Path, list[str]]:
 
 
 def _refuse_lost_optimizer(checkpoint: Path, found: list[str]) -> None:
-    """An optimizer file that is gone was removed by somebody, who has to be told: no older step instead."""
+    """Refuse a lost optimizer file: somebody removed it, and has to be told, not given an older step."""
     if f"missing: {layout.OPTIMIZER}" in found:
         raise ConfigError(f"{layout.OPTIMIZER} is missing ({checkpoint}): put it back, or remove that folder")
 

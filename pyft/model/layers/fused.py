@@ -9,8 +9,8 @@ weights runs on random numbers, and it is replaced only where the operation give
 happens on the model at hand; transformers' classes and modules stay as they are, and what is not recognised
 stays transformers' own (`describe_fused` names it).
 
-The function that rotates is not a method but a name in its module, so an attention layer is given a copy of
-its own forward in which that name means ours. A forward that is wrapped in anything but transformers'
+The function that rotates is not a method but a name in its module, so an attention layer gets its own forward
+with our meaning of that name (`_with_global`). A forward that is wrapped in anything but transformers'
 renaming of deprecated keywords is left alone.
 """
 
@@ -51,14 +51,7 @@ class FusedRMSNorm(nn.Module):
         self.eps, self.weight_offset = eps, weight_offset
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise.
-
-        Args:
-            x: [..., K].
-
-        Returns:
-            [..., K] in x's dtype.
-        """
+        """Normalise x [..., K]."""
         return rms_norm(x, self.weight, eps=self.eps, weight_offset=self.weight_offset)
 
     def extra_repr(self) -> str:
@@ -81,24 +74,16 @@ class FusedMLP(nn.Module):
         self.names = names
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the three layers.
-
-        Args:
-            x: [..., K].
-
-        Returns:
-            [..., K] in x's dtype.
-        """
+        """Run the three layers on x [..., K]."""
         gate, up, down = (getattr(self, name) for name in self.names)
         return down(swiglu(gate(x), up(x)))
 
 
 @torch.no_grad()
 def fuse_activations(model: PreTrainedModel) -> None:
-    """Replace what is recognised; harmless when repeated.
+    """Replace what is recognised, in place; harmless when repeated.
 
-    Args:
-        model: changed in place; a model in another dtype than float32 or bfloat16 is left as it is.
+    A model in another dtype than float32 or bfloat16 is left as it is.
     """
     if model.dtype not in _DTYPES:
         return
@@ -129,11 +114,7 @@ def fuse_activations(model: PreTrainedModel) -> None:
 def describe_fused(model: nn.Module) -> str:
     """Say what pyft computes, and which modules of the same kind it left to transformers.
 
-    Args:
-        model: any.
-
-    Returns:
-        One line, such as "fused: 49 norms, 24 MLPs, 24 rotary embeddings".
+    As in "fused: 49 norms, 24 MLPs, 24 rotary embeddings; by transformers: 2 GlmAttention".
     """
     done, left = Counter[str](), Counter[str]()
     for module in model.modules():
@@ -175,7 +156,7 @@ def _looks_like_norm(module: nn.Module) -> bool:
 
 
 def _norm_offset(module: nn.Module) -> float | None:
-    """What the norm adds to its weight; None when it computes something else."""
+    """Find what the norm adds to its weight; None when it computes something else."""
     width, eps = 24, _eps(module)
     probe = copy.copy(module)
     probe.__dict__["_parameters"] = {"weight": nn.Parameter(torch.randn(width))}
@@ -218,7 +199,7 @@ def _is_swiglu(module: nn.Module, names: tuple[str, str, str]) -> bool:
 
 
 def _rotating_forward(module: nn.Module) -> types.FunctionType | None:
-    """The forward under transformers' wrappers for deprecated keywords, if it rotates queries and keys."""
+    """Find the forward under transformers' wrappers for old keywords, if it rotates queries and keys."""
     forward = type(module).forward
     while hasattr(forward, "__wrapped__"):
         if forward.__globals__.get("__name__") != "transformers.utils.deprecation":
@@ -256,7 +237,12 @@ def _fused_rotary(function: types.FunctionType) -> Callable | None:
 
 
 def _with_global(function: types.FunctionType, name: str, value: object) -> types.FunctionType:
-    """A copy of the function for which a name of its module means something else."""
+    """Make the function again from its code, with another meaning for one name of its module.
+
+    The architectures' attention looks `apply_rotary_pos_emb` up in its module at each call, and transformers
+    has no switch for it (`use_kernelized_func` takes kernels from its hub alone). Setting the name in the
+    module would change every model in the process; this changes the one layer it is bound to.
+    """
     changed = types.FunctionType(
         function.__code__,
         {**function.__globals__, name: value},
@@ -276,7 +262,7 @@ def _num_inputs(forward: Callable) -> int:
 
 
 def _result(probe: nn.Module, x: Tensor) -> Tensor | None:
-    """What the module makes of x, without hooks; None when it cannot."""
+    """Run the module on x without hooks; None when it cannot."""
     try:
         return type(probe).forward(probe, x)
     except (RuntimeError, TypeError, ValueError, AttributeError):
