@@ -211,7 +211,7 @@ def _passed_on(detail: Any) -> InitErrorDetails:
 
 
 class DataSource(Section):
-    """One entry of `data.train` or `data.validation`."""
+    """`data.train[]`, `data.validation[]`: a source of rows."""
 
     path: Annotated[Text, AfterValidator(_data_path)]
     """A file, a folder or a glob; `pyft://` has files shipped with pyft, `hf://owner/name` is on the hub."""
@@ -400,7 +400,7 @@ class TrainConfig(Section):
     """`train:` how it is trained, measured and saved."""
 
     output_dir: Annotated[LocalPath, Field(validate_default=True)] = "runs"
-    """Where everything is written; by default runs/<name of the recipe>."""
+    """Where everything is written; if not given, runs/<name of the recipe>."""
     num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
     """Passes over the data."""
     max_steps: Count | None = None
@@ -418,15 +418,15 @@ class TrainConfig(Section):
     warmup_steps: Annotated[float, Field(ge=0, le=LARGEST_COUNT), AfterValidator(_warmup_steps)] = 0.03
     """Steps over which the learning rate rises; below 1 a share of all steps."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    """Longer gradients are cut to this length; null means never."""
+    """Gradients of a larger norm are scaled down to it; null means never."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's."""
+    """Weight decay of AdamW."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """AdamW's."""
+    """Decay of AdamW's mean of gradients."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """AdamW's."""
+    """Decay of AdamW's mean of squared gradients."""
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    """AdamW's."""
+    """Added to the root of that mean before dividing by it."""
     gradient_checkpointing: bool = True
     """Computes activations twice instead of storing them: less memory, about a third slower."""
     logging_steps: Count = 1
@@ -444,7 +444,7 @@ class TrainConfig(Section):
     evaluation_max_new_tokens: Count = 64
     """Longest answer, in tokens."""
     resume_from_checkpoint: Annotated[Text, AfterValidator(_resume_from)] | None = "auto"
-    """auto goes on from the newest checkpoint in output_dir, if any; null starts fresh; or a checkpoint."""
+    """auto continues from the newest checkpoint in output_dir, if any; null starts fresh; or a checkpoint."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Fixes everything random."""
     report_to: list[Literal["tensorboard", "wandb"]] = []
