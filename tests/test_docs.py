@@ -104,6 +104,16 @@ def test_commands_and_options_named_exist(page: Path) -> None:
             assert f'"{option}"' in source, f"python -m pyft.{command} {option}"
 
 
+def test_the_bench_readme_names_what_there_is() -> None:
+    text = read(ROOT / "bench/README.md")
+    known = read(ROOT / "bench/run.py")
+    assert all(f'"{option}"' in known for option in re.findall(r"(?<!\S)`?(--[a-z-]+)", text))
+    files = re.findall(r"(?m)^\| `([\w.]+)` \|", text)
+    assert len(files) >= 8 and all((ROOT / "bench" / name).exists() for name in files)
+    listed = {path.name for path in (ROOT / "bench").iterdir() if path.is_file()} - {"README.md"}
+    assert listed == set(files)
+
+
 def test_the_tree_is_that_of_the_folders() -> None:
     """Every folder and every top-level module of pyft is in the tree, and all that it names exists."""
     tree = read(TREE).partition("## The tree")[2]

@@ -481,7 +481,7 @@ class Stage(Section):
         if mode is not None and mode.has_template and data.get("overlong") == "split":
             yield Contradiction(
                 ("data", "overlong"),
-                f"data.overlong is split and the mode is {mode.name}: half a conversation is no conversation",
+                f"data.overlong is split and the mode is {mode.name}: a conversation cannot be split",
                 "say drop, truncate or error; split is for mode pretrain",
             )
         if mode is not None and not mode.has_template:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+
+from pyft.config.schema import CONTRADICTION, DataConfig, DataSource, Stage
 
 MODEL = "model: {name_or_path: ./m}\n"
 DATA = "data: {train: [{path: a}]}\n"
@@ -234,6 +237,24 @@ def test_contradictions_name_all_their_keys(mistakes: Any, text: str, names: lis
     (message,) = mistakes(text)
     assert all(name in message for name in names)
     assert "(recipe.yaml:" in message
+
+
+def test_the_sections_check_themselves() -> None:
+    """Contradictions are validators of the models, so nobody gets a stage without them."""
+    stage = {
+        "name": "a",
+        "model": {"name_or_path": "m"},
+        "data": {"train": [{"path": "a"}], "max_length": None},
+    }
+    with pytest.raises(ValidationError) as caught:
+        Stage.model_validate({**stage, "train": {"seed": "x"}})
+    assert [(error["type"], error["loc"]) for error in caught.value.errors()] == [
+        (CONTRADICTION, ("data", "max_length")),
+        ("int_type", ("train", "seed")),
+    ]
+    with pytest.raises(ValidationError):
+        DataConfig(train=[DataSource(path="a")], max_length=None)
+    assert DataConfig(train=[DataSource(path="a")], max_length=None, packing=False).max_length is None
 
 
 def test_pretraining_needs_no_template(load: Any) -> None:
