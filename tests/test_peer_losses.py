@@ -93,8 +93,7 @@ def share_weights(ours, peer):
             offset=state.offset,
         )
         assert torch.equal(nf4.codes, layer.base.codes)
-        for part in ("absmax_codes", "nested_absmax", "offset"):
-            setattr(layer.base, part, getattr(nf4, part))
+        layer.base.hold(nf4)
         theirs[name].lora_A["default"].weight.copy_(layer.lora_A)
 
 
