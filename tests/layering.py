@@ -52,7 +52,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "datasets": ("data.reading",),
     "transformers": ("model", "data.tokenizers", "chat", "merge"),
 }
-"""Package -> the only places where it is imported."""
+"""Package -> the only places where it is imported, for types too."""
 
 HEAVY = {
     "torch",
@@ -181,12 +181,7 @@ def _breaches(module: Module, modules: dict[str, Module], root: str) -> Iterator
     part = max((name for name in MAY_IMPORT if is_in(local, [name])), key=len, default=local.split(".")[0])
     for target in module.loaded | module.deferred | module.types:
         for package, places in PLACES.items():
-            only_types = target in module.types and target not in module.loaded | module.deferred
-            if (
-                is_in(target, [package])
-                and not is_in(local, places)
-                and (package == NATIVE or not only_types)
-            ):
+            if is_in(target, [package]) and not is_in(local, places):
                 yield f"imports {package}, which belongs in {', '.join(places)}"
         if is_in(target, ["tests", "bench"]):
             yield f"imports {target}"

@@ -69,10 +69,16 @@ SOUND = {
     "pyft/run/__init__.py": "",
     "pyft/run/resume.py": "from pyft.config import load",
     "pyft/data/show/ledger.py": "",
+    "pyft/tasks/__init__.py": "",
+    "pyft/tasks/sft.py": (
+        "from pyft.config import load\nfrom pyft.data.chat.bind import t\nfrom pyft.model.heads import h"
+    ),
+    "pyft/model/heads.py": "",
     "pyft/trainer/__init__.py": "",
     "pyft/trainer/loop.py": (
         "from typing import TYPE_CHECKING\nfrom pyft.config import load\n"
-        "if TYPE_CHECKING:\n    from pyft.data.batches.collate import Batch"
+        "if TYPE_CHECKING:\n    from pyft.data.batches.collate import Batch\n"
+        "    from pyft.tasks.sft import Sft"
     ),
     "pyft/chat.py": "def main():\n    from pyft.model import load\n    from pyft.data.chat.bind import t",
     "pyft/train.py": "def main():\n    from pyft import stages",
@@ -132,6 +138,17 @@ def test_a_sound_tree_passes(tmp_path: Path) -> None:
             "imports data.rows.formats",
         ),
         ("trainer/loop.py", "import transformers", "imports transformers"),
+        (
+            "stages.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from transformers import AutoModel",
+            "imports transformers",
+        ),
+        ("tasks/sft.py", "from pyft.trainer.loop import T", "imports trainer.loop"),
+        ("tasks/sft.py", "from pyft.model.load import x", "imports model.load"),
+        ("data/prepare.py", "from pyft.tasks.sft import Sft", "imports tasks.sft"),
+        ("config/load.py", "def f():\n    from pyft.tasks.sft import Sft", "imports tasks.sft"),
+        ("trainer/loop.py", "from pyft.tasks.sft import Sft", "imports tasks.sft"),
+        ("chat.py", "def f():\n    from pyft.tasks.sft import Sft", "imports tasks.sft"),
         ("chat.py", "def f():\n    from pyft.data.batches.collate import x", "imports data.batches.collate"),
         ("chat.py", "def f():\n    from pyft.trainer.loop import x", "imports trainer.loop"),
         ("chat.py", "import torch", "loads torch"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -32,6 +33,13 @@ def forward_logits(model: PreTrainedModel, batch: PackedRow) -> Tensor:
     return model(**_inputs(model, batch)).logits[0]
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Send a tensor of a batch to the model's device, without waiting for what that still computes."""
+    # Only a copy from pinned memory leaves Python free to go on.
+    is_sent = device.type == "cuda" and tensor.device.type == "cpu"
+    return (tensor.pin_memory() if is_sent else tensor).to(device, non_blocking=True)
+
+
 def _decoder(model: PreTrainedModel) -> nn.Module:
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     if decoder is None or decoder is model:
@@ -46,10 +54,10 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
 def _inputs(model: PreTrainedModel, batch: PackedRow) -> dict[str, Any]:
     # Sent to the device here, once, and not again by every layer.
     device = model.get_input_embeddings().weight.device
-    cu_seqlens = batch.cu_seqlens.to(device, non_blocking=True)
+    cu_seqlens = to_device(batch.cu_seqlens, device)
     return {
-        "input_ids": batch.input_ids.to(device, non_blocking=True),
-        "position_ids": batch.position_ids.to(device, non_blocking=True),
+        "input_ids": to_device(batch.input_ids, device),
+        "position_ids": to_device(batch.position_ids, device),
         "cu_seq_lens_q": cu_seqlens,
         "cu_seq_lens_k": cu_seqlens,
         "max_length_q": batch.max_seqlen,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from pyft.model.forward import forward_hidden, forward_logits
+from pyft.model.forward import forward_hidden, forward_logits, to_device
 from pyft.model.heads import head_of
 from pyft.ops.cross_entropy import cross_entropy
 from pyft.ops.linear_cross_entropy import linear_cross_entropy
@@ -38,13 +38,13 @@ def next_token_loss(model: nn.Module, batch: Batch) -> Loss:
     head = head_of(model)
     if isinstance(head, str):
         logits_TV = forward_logits(model, batch)
-        targets_T = batch.targets.reshape(-1).to(logits_TV.device, non_blocking=True)
+        targets_T = to_device(batch.targets.reshape(-1), logits_TV.device)
         return Loss(cross_entropy(logits_TV, targets_T), batch.num_targets)
     hidden_TK = forward_hidden(model, batch)
     loss = linear_cross_entropy(
         hidden_TK,
         head.weight,
-        batch.targets.reshape(-1).to(hidden_TK.device, non_blocking=True),
+        to_device(batch.targets.reshape(-1), hidden_TK.device),
         bias=head.bias,
         logit_scale=head.scale,
         logit_softcap=head.softcap,
