@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from tiny_models import pack, random_model, random_samples, saved_model
@@ -100,6 +103,24 @@ def test_a_model_that_does_more_to_its_logits_is_found(change):
 
     model.forward = changed
     assert "does more to its logits" in head_of(model)
+
+
+def test_a_model_is_asked_once_and_not_kept_alive():
+    register_packed_attention()
+    model = random_model("gemma2", attention=NAME, final_logit_softcapping=30.0)
+    forwards = []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    first = head_of(model)
+    num_forwards = len(forwards)
+    assert num_forwards > 0 and head_of(model) == first and len(forwards) == num_forwards
+    model.lm_head.__class__ = type("Sharded", (torch.nn.Linear,), {})  # as FSDP2 does
+    assert head_of(model) == first and len(forwards) == num_forwards
+    other = random_model("gemma2", attention=NAME, final_logit_softcapping=7.0)
+    assert head_of(other).softcap == pytest.approx(7.0, rel=1e-6)
+    left = weakref.ref(model)
+    del model, first
+    gc.collect()
+    assert left() is None
 
 
 def test_probe_leaves_no_trace():
