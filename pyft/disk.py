@@ -158,8 +158,7 @@ def open_for_append(path: Path) -> int:
 def try_lock(descriptor: int) -> bool:
     """Lock an open file for as long as it is open; False when another has it.
 
-    Raises:
-        OSError: the file system has no locks; ENOTSUP where the operating system has none.
+    Where the file system has no locks it is an OSError, ENOTSUP where the operating system has none.
     """
     if fcntl is None:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))

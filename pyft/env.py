@@ -76,6 +76,9 @@ def describe_cuda(architectures: str, status: dict) -> Iterator[tuple[str, str]]
     Args:
         architectures: those the module has code for, "" when it was built for CPU only.
         status: what `cuda_status` of the native module gives.
+
+    Yields:
+        Key and value.
     """
     if not architectures:
         yield "CUDA built", "no, CPU only"

@@ -86,9 +86,7 @@ _ASKED = re.compile(r"tried to allocate ([\d.]+ ?\w+)", re.IGNORECASE)
 def out_of_memory(error: BaseException, doing: str) -> OutOfMemory | None:
     """Turn an error into an OutOfMemory where memory is what failed, else give None.
 
-    Args:
-        error: what was raised.
-        doing: what was being done, for the message.
+    `doing` is what was being done, for the message.
     """
     if not _is_of_memory(error):
         return None

@@ -43,7 +43,7 @@ def merge_run(
     end_marks: Sequence[int] = (),
     trust_remote_code: bool = False,
 ) -> str:
-    """Merge an adapter into its original base and write the result; return the name of its dtype.
+    """Merge an adapter into its original base and write the result.
 
     A taken `dest`, or an adapter that does not fit its base, is a ConfigError.
 
@@ -55,6 +55,9 @@ def merge_run(
         dtype: name of the dtype to merge and write in; by default the one the base is stored in.
         end_marks: ids that end an answer, for generation_config.json, beside those of the base.
         trust_remote_code: allow Python code shipped with the base to run.
+
+    Returns:
+        Name of the dtype written.
     """
     from pyft.model.adapter_files import apply_adapter
     from pyft.model.adapters import merge_adapters

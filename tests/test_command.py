@@ -67,6 +67,11 @@ def run(error: BaseException | None, *arguments: str) -> int:
         (OSError(errno.EFBIG, "File too large", "/out/x"), 5, ["/out/x"]),
         (PermissionError(errno.EACCES, "Permission denied", "/out/x"), 5, ["/out/x"]),
         (OSError(errno.EROFS, "Read-only file system", "/out/x"), 5, ["/out/x"]),
+        (
+            Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+            5,
+            ["No space left on device (os error 28)"],
+        ),
         (ValueError("odd"), 1, ["error: internal: ValueError: odd; run again with --debug"]),
         (RuntimeError("shape mismatch"), 1, ["internal: RuntimeError: shape mismatch"]),
         (FileNotFoundError(errno.ENOENT, "No such file", "/x"), 1, ["internal: FileNotFoundError"]),

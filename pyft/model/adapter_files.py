@@ -31,8 +31,7 @@ def save_adapter(
 ) -> None:
     """Write the adapters of a model, and the base they belong to, as PEFT will look for it.
 
-    Raises:
-        ValueError: the model carries no adapters.
+    A model that carries none is a ValueError.
     """
     layers = adapted_layers(model)
     if not layers:
@@ -80,8 +79,7 @@ def apply_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
 def read_adapter_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """Read adapter_config.json of an adapter that this package can apply.
 
-    Raises:
-        ConfigError: absent, broken, or of a kind that would be applied wrongly.
+    One that is absent, broken, or of a kind that would be applied wrongly is a ConfigError.
     """
     path = Path(directory) / layout.ADAPTER_CONFIG
     if not path.is_file():
@@ -100,8 +98,7 @@ def read_adapter_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
 def load_adapter_weights(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     """Read adapter weights into the adapters a model already carries; all of them, and nothing else.
 
-    Raises:
-        ConfigError: absent or corrupt file, missing, unexpected or misshapen tensors.
+    An absent or corrupt file, and missing, unexpected or misshapen tensors are a ConfigError.
     """
     path = Path(directory) / layout.ADAPTER_WEIGHTS
     if not path.is_file():

@@ -30,8 +30,7 @@ ADAPTER_TYPES: tuple[type[AdapterLayer], ...] = (LoRALinear,)
 def adapter_maker(settings: Mapping[str, Any]) -> Callable[[FrozenLinear], AdapterLayer]:
     """Choose the type that computes what settings by PEFT's names ask for, and give it these.
 
-    Raises:
-        ValueError: none does; what the last one says.
+    Where none does, the ValueError says what the last one cannot.
     """
     refused: ValueError
     for kind in ADAPTER_TYPES:
@@ -45,14 +44,11 @@ def adapter_maker(settings: Mapping[str, Any]) -> Callable[[FrozenLinear], Adapt
 def attach_adapters(
     model: nn.Module, *, target_modules: str | Sequence[str] = ALL_LINEAR, seed: int, **settings: Any
 ) -> list[str]:
-    """Freeze the model and put an adapter on its linear layers; return their names.
+    """Freeze the model and put an adapter on its linear layers; return their names in the model's order.
 
-    Args:
-        model: changed in place.
-        target_modules: "all-linear" is every linear layer but the output head; a list holds full names or
-            ends of names at a dot, as in PEFT. One that matches nothing is a ConfigError.
-        seed: of the initial values; nothing else is drawn.
-        **settings: the adapter's, by PEFT's names: r, lora_alpha, lora_dropout.
+    `target_modules` "all-linear" is every linear layer but the output head; a list holds full names or ends of
+    names at a dot, as in PEFT. The seed is of the initial values, and nothing else is drawn. The settings are
+    the adapter's, by PEFT's names: r, lora_alpha, lora_dropout.
     """
     make_layer = adapter_maker(settings)
     names = matching_names(model, target_modules)
@@ -69,8 +65,7 @@ def attach_adapters(
 def matching_names(model: nn.Module, target_modules: str | Sequence[str]) -> list[str]:
     """Find the layers of a model without adapters that `target_modules` means, in the model's order.
 
-    Raises:
-        ConfigError: nothing matches, an entry matches nothing, or one matches what is not linear.
+    An entry that matches nothing, or what is not linear, is a ConfigError.
     """
     available = linear_names(model)
     if target_modules == ALL_LINEAR:

@@ -46,8 +46,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 def read_config(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Read the config of a local model folder, named by itself or by its `config.json`.
 
-    Raises:
-        ConfigError: no folder, no config, an unknown architecture, code that is not allowed to run.
+    No folder, no config, an unknown architecture, and code that is not allowed to run are a ConfigError.
     """
     folder = Path(path)
     if folder.name == MODEL_CONFIG:
@@ -87,8 +86,7 @@ def read_config(path: str | os.PathLike[str], *, trust_remote_code: bool = False
 def config_from_mapping(mapping: Mapping[str, Any]) -> PreTrainedConfig:
     """Make a config from `model_type` and the architecture's own keys, as in `config.json`.
 
-    Raises:
-        ConfigError: no or an unknown model_type, an unknown key, values the architecture refuses.
+    No or an unknown model_type, an unknown key, and values the architecture refuses are a ConfigError.
     """
     values = dict(mapping)
     model_type = values.pop("model_type", None)

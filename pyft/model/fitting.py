@@ -43,8 +43,7 @@ def fit_vocabulary(model: PreTrainedModel, num_tokens: int) -> None:
 def check_positions(model: PreTrainedModel, longest: int) -> None:
     """Check that the longest sample, in tokens, fits the model's positions: rotary ones stretch.
 
-    Raises:
-        ConfigError: the model learned its positions and has fewer.
+    A model that learned its positions, and fewer, is a ConfigError.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is None or longest <= positions:

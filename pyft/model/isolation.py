@@ -11,10 +11,9 @@ from pyft.model.probe import probe_batch, probing
 
 
 def check_isolation(model: PreTrainedModel) -> None:
-    """Make sure that samples in one row do not see each other. Costs two forwards of a few tokens.
+    """Make sure, by two forwards of a few tokens, that samples in one row do not see each other.
 
-    Raises:
-        ConfigError: the architecture carries something from one sample into the next.
+    An architecture that carries something from one sample into the next is a ConfigError.
     """
     with probing(model):
         together = forward_hidden(model, probe_batch(model, [3, 4]))[3:]

@@ -45,8 +45,7 @@ class TensorFiles:
 def open_tensors(folder: str | Path) -> TensorFiles | None:
     """List the tensors in a model folder's `model.safetensors` or shards; None where it has neither.
 
-    Raises:
-        ConfigError: a shard is missing, cut or corrupt, or the index does not fit the shards.
+    A shard that is missing, cut or corrupt, and an index that does not fit the shards are a ConfigError.
     """
     folder = Path(folder)
     if (folder / WEIGHTS).is_file():

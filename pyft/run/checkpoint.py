@@ -42,16 +42,11 @@ def write_checkpoint(
     needed_bytes: int,
     faults: Faults | None = None,
 ) -> Path:
-    """Write `checkpoint-<step>` into a run's folder, where nothing of that name is; give its folder.
+    """Write `checkpoint-<step>` into a run's folder, where nothing of that name is; return its folder.
 
-    A full or read-only disk is a DiskError; nothing of the new checkpoint is left, no old one is touched.
-
-    Args:
-        folder: the run's folder.
-        step: optimizer steps done.
-        writers: called one after another with the staging folder, each writing its files there.
-        needed_bytes: about how many bytes that takes; fewer free ones are found before anything is written.
-        faults: where to strike.
+    The writers are called one after another with the staging folder, each writing its files there. If fewer
+    than about `needed_bytes` are free, that is found before anything is written. A full or read-only disk is
+    a DiskError; nothing of the new checkpoint is left then, and no old one is touched.
     """
     faults = faults or Faults("")
     final = folder / layout.checkpoint_name(step)
@@ -103,10 +98,9 @@ def publish(folder: Path, write: Callable[[Path], None], *, needed_bytes: int) -
 
 
 def problems(checkpoint: Path, *, hashes: bool = True) -> list[str]:
-    """Look for damage, in the contents too where `hashes` is set, else in the sizes alone.
+    """Say what is damaged, with the files' names; look at sizes, and where `hashes` is set at contents.
 
-    Returns:
-        What is wrong, naming the files; empty for a whole checkpoint. A missing file reads `missing: <name>`.
+    A missing file reads `missing: <name>`.
     """
     try:
         manifest = json.loads((checkpoint / layout.MANIFEST).read_bytes())
@@ -130,13 +124,16 @@ def problems(checkpoint: Path, *, hashes: bool = True) -> list[str]:
 
 
 def rotate(folder: Path, limit: int, *, keep: Path | None = None) -> list[Path]:
-    """Remove the oldest checkpoints over the limit; give the folders that are gone.
+    """Remove the oldest checkpoints over the limit.
 
     Args:
         folder: the run's folder.
         limit: how many whole checkpoints stay, at least 1: the newest ones. Damaged ones are not counted
             among them, and go when they are older than those that stay.
         keep: one more that stays, the one resumed from.
+
+    Returns:
+        The folders that are gone.
     """
     listed = list_checkpoints(folder)
     whole = [path for _, path in listed if not problems(path, hashes=False)]

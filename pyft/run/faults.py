@@ -37,7 +37,7 @@ class Faults:
             self._wanted.add((kind, int(step)))
 
     def strikes(self, kind: str, step: int) -> bool:
-        """Tells whether fault `kind` was asked for at `step`."""
+        """Tell whether fault `kind` was asked for at `step`."""
         return (kind, step) in self._wanted
 
     def kill(self, kind: str, step: int) -> None:

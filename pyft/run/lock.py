@@ -49,9 +49,8 @@ class RunLock:
 def claim_folder(folder: Path) -> RunLock:
     """Make a run's folder, and its parents, where absent, and take it until the lock is released.
 
-    Raises:
-        ConfigError: another process has the folder, it is none, or it holds other things than a run's.
-        DiskError: it cannot be made or written.
+    One that another process has, that is no folder, or that holds other things than a run's, is a
+    ConfigError; one that cannot be made or written is a DiskError.
     """
     with _folder_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

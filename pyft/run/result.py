@@ -56,8 +56,7 @@ class Result:
 def find_result(path: str | Path) -> Result:
     """Find the weights and settings of a run, a stage, a checkpoint, an adapter or a model folder.
 
-    Raises:
-        ConfigError: nothing there that could be loaded; says what is.
+    Where nothing is that could be loaded, a ConfigError says what is.
     """
     folder = Path(path).absolute()
     if not folder.is_dir():

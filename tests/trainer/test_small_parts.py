@@ -1,9 +1,7 @@
-"""Faults, generators, logs, memory errors, the picture and the trackers."""
+"""Generators, the picture and the trackers."""
 
 from __future__ import annotations
 
-import errno
-import json
 import random
 import sys
 import types
@@ -13,10 +11,6 @@ import pytest
 import torch
 from toy import rows, same_run, toy_run
 
-from pyft.disk import disk_error, replace_file
-from pyft.errors import ConfigError, DiskError, out_of_memory
-from pyft.run.faults import Faults
-from pyft.run.log import JsonLog, read_rows
 from pyft.trainer import trackers
 from pyft.trainer.plot import plot_loss
 from pyft.trainer.rng import rng_state, same_rng_after, seed_everything, set_rng_state
@@ -24,18 +18,6 @@ from pyft.trainer.rng import rng_state, same_rng_after, seed_everything, set_rng
 
 def draw():
     return random.random(), random.gauss(0, 1), numpy.random.normal(), torch.rand(2).tolist()
-
-
-def test_faults():
-    faults = Faults("nan_grad@3, oom@2,nan_grad@7")
-    assert faults.strikes("nan_grad", 3) and faults.strikes("nan_grad", 7) and faults.strikes("oom", 2)
-    assert not faults.strikes("oom", 3) and not Faults("").strikes("oom", 2)
-
-
-@pytest.mark.parametrize("text", ["nan_grad", "nan_grad@x", "nan_grad@-1", "flood@3"])
-def test_unknown_faults_are_refused(text):
-    with pytest.raises(ConfigError, match="PYFT_FAULT"):
-        Faults(text)
 
 
 @pytest.mark.parametrize("num_drawn", [0, 1, 2, 3])  # an odd number leaves a normal number kept for later
@@ -60,96 +42,6 @@ def test_seed_starts_every_generator():
     assert draw() == expected
     seed_everything(2**40 + 2)
     assert all(a != b for a, b in zip(draw(), expected, strict=True))
-
-
-def test_log_writes_null_for_what_is_not_finite(tmp_path):
-    log = JsonLog(tmp_path / "log.jsonl")
-    log.write({"a": float("nan"), "b": float("inf"), "c": 1.5, "d": "世界", "e": "\ud800"})
-    log.close()
-    text = (tmp_path / "log.jsonl").read_text()
-    assert json.loads(text)["a"] is None and json.loads(text)["b"] is None and "世界" in text
-    assert read_rows(tmp_path / "log.jsonl")[0]["c"] == 1.5 and read_rows(tmp_path / "absent") == []
-
-
-def test_log_is_flushed_row_by_row_and_cut_to_whole_rows(tmp_path):
-    path = tmp_path / "log.jsonl"
-    log = JsonLog(path)
-    sizes = []
-    for step in range(3):
-        log.write({"step": step})
-        assert len(read_rows(path)) == step + 1
-        sizes.append(log.size_bytes)
-    assert log.cut(sizes[1]) and len(read_rows(path)) == 2
-    log.write({"step": 9})
-    assert [row["step"] for row in read_rows(path)] == [0, 1, 9]
-    assert not log.cut(sizes[0] + 3) and [row["step"] for row in read_rows(path)] == [0]
-    assert not log.cut(10_000) and len(read_rows(path)) == 1
-    assert log.cut(0) and path.read_bytes() == b""
-    log.close()
-
-
-def test_log_on_a_full_disk_keeps_whole_rows(tmp_path, monkeypatch):
-    log = JsonLog(tmp_path / "log.jsonl")
-    log.write({"step": 1})
-    import os
-
-    real = os.write
-
-    def short_then_full(descriptor, data):
-        if len(data) > 5:
-            return real(descriptor, data[:5])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "write", short_then_full)
-    with pytest.raises(DiskError, match=r"log\.jsonl"):
-        log.write({"a": 1})
-    monkeypatch.undo()
-    assert read_rows(tmp_path / "log.jsonl") == [{"step": 1}]
-    log.close()
-
-
-@pytest.mark.parametrize(
-    ("error", "asked"),
-    [
-        (MemoryError(), None),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), "2.00 GiB"),
-        (
-            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."),
-            "4096 bytes",
-        ),
-    ],
-)
-def test_out_of_memory_is_recognised(error, asked):
-    found = out_of_memory(error, "sft, step 3")
-    assert found.exit_code == 4 and "sft, step 3" in str(found)
-    assert asked is None or f"{asked} more were asked for" in str(found)
-
-
-def test_other_errors_are_not_out_of_memory():
-    assert out_of_memory(RuntimeError("shapes differ"), "x") is None
-    assert out_of_memory(KeyError("out of memory"), "x") is None
-
-
-def test_disk_errors_are_recognised(tmp_path):
-    for error in (
-        OSError(errno.EROFS, "Read-only file system"),
-        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
-        Exception("Error while serializing: I/O error: File too large (os error 27)"),
-    ):
-        assert isinstance(disk_error(tmp_path, error, 5), DiskError)
-    for error in (OSError(errno.ECHILD, "No child processes"), Exception("(os error 10)"), KeyError("x")):
-        assert disk_error(tmp_path, error) is None
-
-
-def test_file_is_replaced_in_one_stroke(tmp_path):
-    target = tmp_path / "target"
-    target.write_bytes(b"old")
-    (tmp_path / "link").symlink_to(target)
-    replace_file(tmp_path / "link", b"new")
-    assert target.read_bytes() == b"old" and (tmp_path / "link").read_bytes() == b"new"
-    assert not (tmp_path / "link").is_symlink()
-    with pytest.raises(DiskError):
-        replace_file(target / "below", b"x")
 
 
 def test_picture_is_drawn(tmp_path):

@@ -30,8 +30,7 @@ class AdapterLayer(nn.Module, ABC):
     def options(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Take the constructor's arguments out of settings by PEFT's names, a recipe's or a saved adapter's.
 
-        Raises:
-            ValueError: a setting asks for what this type does not compute.
+        A setting that asks for what this type does not compute is a ValueError.
         """
 
     @abstractmethod
