@@ -46,9 +46,9 @@ def attach_adapters(
 ) -> list[str]:
     """Freeze the model and put an adapter on its linear layers; return their names in the model's order.
 
-    `target_modules` "all-linear" is every linear layer but the output head; a list holds full names or ends of
-    names at a dot, as in PEFT. The seed is of the initial values, and nothing else is drawn. The settings are
-    the adapter's, by PEFT's names: r, lora_alpha, lora_dropout.
+    `target_modules` "all-linear" is every linear layer but the output head; a list holds full names or ends
+    of names at a dot, as in PEFT. The seed is of the initial values, and nothing else is drawn. The settings
+    are the adapter's, by PEFT's names: r, lora_alpha, lora_dropout.
     """
     make_layer = adapter_maker(settings)
     names = matching_names(model, target_modules)
