@@ -51,7 +51,7 @@ class ForeignNames:
     values: dict[str, dict[str, str]]
     """For each key of pyft's."""
     file_kinds: frozenset[str]
-    """Suffixes, which are no row formats."""
+    """File suffixes, which are not row formats."""
 
 
 @cache

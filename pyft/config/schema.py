@@ -179,7 +179,7 @@ class Section(BaseModel):
 
     @classmethod
     def with_defaults(cls, written: Any) -> dict[str, Any]:
-        """Return a plain mapping and the defaults of what it leaves out; {} for what is no mapping."""
+        """Return a plain mapping and the defaults of what it leaves out; {} if it is not a mapping."""
         if not isinstance(written, dict):
             return {}
         optional = ((key, field) for key, field in cls.model_fields.items() if not field.is_required())

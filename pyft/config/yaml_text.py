@@ -235,7 +235,8 @@ class _Builder:
             value = self.scalars.construct_object(node)
         except (ValueError, KeyError, OverflowError, yaml.YAMLError):
             kind = node.tag.replace(_PREFIX, "")
-            self.problem(f"{str(node.value)[:40]!r} is no {kind}", node, "correct it, or put text in quotes")
+            what = f"{str(node.value)[:40]!r} is not a valid {kind}"
+            self.problem(what, node, "correct it, or put text in quotes")
             return None
         if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
             self.problem("half a character (a lone surrogate)", node, "write the character itself")

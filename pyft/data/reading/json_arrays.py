@@ -1,7 +1,7 @@
 """Decode the records of a JSON array, saying exactly where a broken one is.
 
-Records are numbered from 1. After a syntax error nothing can be told apart, so it ends the file; a duplicate
-key spoils its own record only.
+Records are numbered from 1. The rest after a syntax error cannot be split into records, so it ends the
+file; a duplicate key spoils its own record only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Read tables row by row, in bounded memory: csv, parquet and arrow.
 
-    csv       the first line names the columns; every cell is a string, an empty one is no text; quoted cells
+    csv       the first line names the columns; every cell is a string, an empty one no text; quoted cells
               may hold line ends and doubled quotes
     parquet   a few rows of one row group at a time
     arrow     the file or the stream form of Arrow IPC, as `datasets` saves it

@@ -126,7 +126,7 @@ def _read_message_calls(turn: dict[str, Any], name: str, role: str) -> tuple[dic
     for key in ("tool_calls", "function_call"):
         if turn.get(key):
             if role != "assistant":
-                raise RowError(f"{name}.{key} stands in a turn of the {role}: only the assistant calls tools")
+                raise RowError(f"{name}.{key} is in a turn of the {role}: only the assistant calls tools")
             return read_tool_calls(turn[key], f"{name}.{key}")
     return ()
 

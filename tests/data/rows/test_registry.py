@@ -149,7 +149,7 @@ def test_tokenized(write_rows):
         ),
         (
             [{"messages": [{"role": "user", "content": "q", "tool_calls": [{"name": "f"}]}]}],
-            "1: messages[0].tool_calls stands in a turn of the user",
+            "1: messages[0].tool_calls is in a turn of the user",
         ),
         ([{"messages": [{"role": "assistant", "content": None}]}], "1: messages[0].content is null"),
         (
