@@ -1,25 +1,24 @@
-"""What one rendering of a chat template may use, counted where Jinja's own sandbox does not.
+"""What one rendering of a chat template may use, and how much a call would make.
 
-    loop rounds, calls, filters      each is a step; every 64 steps the clock is read
-    strings, lists made on the way   each measured when it is made, and all of them together
-    the output                       measured piece by piece
+    steps        rounds of loops, calls, filters, values made on the way; the clock is read at each
+    one value    the characters of its texts, 16 for every part of a list: as if it were written out, so that
+                 what it holds twice counts twice
+    all values   the same, added up
+    the output   characters
 
-Jinja caps one range(), not the product of two; a width, a join, a replacement or a list that holds another
-one twice makes much out of little in a single operation. Those are computed before they are carried out, or
-are not offered at all: methods and filters that chat templates have no use for are left out.
+What makes much out of little in one call (a width, `*`, join, replace, split) is computed before it is made.
+Methods and filters that chat templates have no use for are not offered at all.
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from time import monotonic
 from typing import Any
 
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import SecurityError
-from jinja2.utils import Namespace
-from markupsafe import Markup
 
 MAX_SOURCE_CHARACTERS = 200_000
 MAX_CHARACTERS = 16_000_000
@@ -27,90 +26,56 @@ MAX_MADE_CHARACTERS = 256_000_000
 MAX_PARTS = 1_000_000
 MAX_STEPS = 2_000_000
 MAX_SECONDS = 10.0
-MAX_INTEGER_BITS = 4096
+_MAX_INTEGER_BITS = 4096
 _MAX_WIDTH = 99
-_STEPS_BETWEEN_CLOCKS = 64
+_PART_SIZE = MAX_CHARACTERS // MAX_PARTS
+_SHORT_LOOP = 64
+_LONGEST_NUMBER = 512
+"""A float with all its digits and a width of at most 99."""
 
 # fmt: off
-_TEXT_METHODS = frozenset((
+SAFE_METHODS = frozenset((
     "strip", "lstrip", "rstrip", "split", "rsplit", "splitlines", "partition", "rpartition",
     "startswith", "endswith", "upper", "lower", "title", "capitalize", "swapcase", "casefold",
-    "replace", "join", "find", "rfind", "index", "rindex", "count", "format", "removeprefix",
-    "removesuffix", "isdigit", "isalpha", "isalnum", "isspace", "isupper", "islower", "isnumeric",
-    "isdecimal", "istitle", "isascii",
+    "replace", "join", "find", "rfind", "index", "rindex", "count", "removeprefix", "removesuffix",
+    "isdigit", "isalpha", "isalnum", "isspace", "isupper", "islower", "isnumeric", "isdecimal", "istitle",
+    "isascii", "get", "items", "keys", "values",
 ))
-# fmt: on
-SAFE_METHODS: dict[type, frozenset[str]] = {
-    str: _TEXT_METHODS,
-    Markup: _TEXT_METHODS,
-    dict: frozenset({"get", "items", "keys", "values"}),
-    list: frozenset({"index", "count"}),
-    tuple: frozenset({"index", "count"}),
-    range: frozenset(),
-    bytes: frozenset(),
-    int: frozenset(),
-    float: frozenset(),
-    bool: frozenset(),
-}
-"""Type -> its methods that a template may use; a type not here follows Jinja's rules."""
-
+"""Of texts, lists, dicts and numbers; `format` is Jinja's own."""
 UNSAFE_FILTERS = (
-    "batch",
-    "center",
-    "filesizeformat",
-    "pprint",
-    "random",
-    "slice",
-    "striptags",
-    "urlize",
-    "wordwrap",
+    "batch", "center", "filesizeformat", "pprint", "random", "slice", "striptags", "urlize", "wordwrap",
     "xmlattr",
 )
-UNSAFE_GLOBALS = ("lipsum",)
+# fmt: on
 
-_WIDE_PERCENT = re.compile(r"%(?:\([^)]*\))?[^%a-zA-Z]*(?:\*|[0-9]{3})")
+_SIZED = (str, list, tuple, dict)
+_MEASURED = (*_SIZED, int)
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+_WIDE_PERCENT = re.compile(r"[%)][#0\- +.0-9hlL]*(?:\*|[0-9]{3})")
 _WIDE_BRACES = re.compile(r"\{[^{}]*(?:[0-9]{3}|\{)")
 
 
 class Meter:
     """What one rendering has left."""
 
-    __slots__ = ("characters_left", "deadline", "steps_left", "until_clock")
+    __slots__ = ("characters_left", "deadline", "steps_left")
 
     def __init__(self) -> None:
         self.steps_left = MAX_STEPS
         self.characters_left = MAX_MADE_CHARACTERS
-        self.until_clock = _STEPS_BETWEEN_CLOCKS
-        self.deadline = time.monotonic() + MAX_SECONDS
+        self.deadline = monotonic() + MAX_SECONDS
 
     def step(self, steps: int = 1) -> None:
-        """Count steps.
-
-        Args:
-            steps: How many.
-
-        Raises:
-            SecurityError: There are too many, or the time is over.
-        """
+        """Count steps, and look at the clock."""
         self.steps_left -= steps
         if self.steps_left < 0:
             raise SecurityError(f"it goes through more than {MAX_STEPS} loop rounds and calls")
-        self.until_clock -= steps
-        if self.until_clock < 0:
-            self.until_clock = _STEPS_BETWEEN_CLOCKS
-            if time.monotonic() > self.deadline:
-                raise SecurityError(f"it takes more than {MAX_SECONDS:g} seconds")
+        if monotonic() > self.deadline:
+            raise SecurityError(f"it takes more than {MAX_SECONDS:g} seconds")
 
     def count_rounds(self, values: Iterable[Any]) -> Iterable[Any]:
-        """Count the rounds of a loop: at once where they are few, else one by one.
-
-        Args:
-            values: What it goes through.
-
-        Returns:
-            The same values.
-        """
-        if isinstance(values, list | tuple | dict | str) and len(values) <= _STEPS_BETWEEN_CLOCKS:
+        """Count the rounds of a loop: of a short one at once, of others one by one."""
+        if isinstance(values, _SIZED) and len(values) <= _SHORT_LOOP:
             self.step(len(values) + 1)
             return values
         return self._count_each(values)
@@ -121,177 +86,140 @@ class Meter:
             yield value
 
     def take(self, value: Any) -> Any:
-        """Count a value that was made.
-
-        Args:
-            value: The value.
-
-        Returns:
-            The same.
-
-        Raises:
-            SecurityError: It is too large, or all that was made is.
-        """
-        self.step()
-        if value is None or isinstance(value, bool):
-            return value
-        self.characters_left -= measure(value)
-        if self.characters_left < 0:
-            raise SecurityError(f"it makes more than {MAX_MADE_CHARACTERS} characters on the way")
+        """Count a value that was made, and return it; what it yields is counted as it is taken."""
+        self.steps_left -= 1
+        if self.steps_left < 0 or monotonic() > self.deadline:
+            self.step()
+        if isinstance(value, _MEASURED):
+            size = len(value) if isinstance(value, str) else measure(value)
+            self.characters_left -= size
+            if size > MAX_CHARACTERS:
+                check_size(size)
+            if self.characters_left < 0:
+                raise SecurityError(f"it makes more than {MAX_MADE_CHARACTERS} characters on the way")
+        elif hasattr(value, "__next__") and not isinstance(value, LoopContext):
+            return self._count_each(value)
         return value
 
 
-class PlainNamespace(Namespace):
-    """A namespace that does not print what it holds: namespaces that hold each other would print for ever."""
-
-    def __repr__(self) -> str:
-        return "<namespace>"
-
-
-def check_length(num_characters: int) -> None:
-    """Refuse a text that is too long.
-
-    Args:
-        num_characters: Its length.
-
-    Raises:
-        SecurityError: It is.
-    """
-    if num_characters > MAX_CHARACTERS:
-        raise SecurityError(f"it writes more than {MAX_CHARACTERS} characters")
+def check_size(size: int) -> None:
+    """Refuse a value of more than MAX_CHARACTERS."""
+    if size > MAX_CHARACTERS:
+        raise SecurityError(f"it makes a text of more than {MAX_CHARACTERS} characters, or {MAX_PARTS} parts")
 
 
 def measure(value: Any) -> int:
-    """Measure a value: characters of its texts, everything counted as often as it would be written.
-
-    Args:
-        value: Any value of a template.
-
-    Returns:
-        A number of characters.
-
-    Raises:
-        SecurityError: There are too many, or it has too many parts.
-    """
+    """Return the size of a value, at most MAX_CHARACTERS."""
     if isinstance(value, str):
-        check_length(len(value))
+        check_size(len(value))
         return len(value)
-    if isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:
-        raise SecurityError("it computes with very large numbers")
-    if not isinstance(value, list | tuple | dict):
+    if value is True or value is False:
         return 0
-    total = parts = 0
-    waiting = [value]
+    size, waiting = 0, [value]
     while waiting:
-        parts += 1
         item = waiting.pop()
         if isinstance(item, str):
-            total += len(item)
-        elif isinstance(item, dict):
-            waiting += item.keys()
-            waiting += item.values()
-        elif isinstance(item, list | tuple):
+            size += len(item)
+        elif isinstance(item, _SIZED):
+            size += _PART_SIZE * len(item)
             waiting += item
-        if parts + len(waiting) > MAX_PARTS:
-            raise SecurityError(f"it makes a list of more than {MAX_PARTS} parts")
-    check_length(total)
-    return total + parts
+            if isinstance(item, dict):
+                waiting += item.values()
+        elif isinstance(item, int):
+            size += item.bit_length()
+            if item.bit_length() > _MAX_INTEGER_BITS:
+                raise SecurityError("it computes with very large numbers")
+        check_size(size)
+    return size
 
 
 def check_width(width: Any) -> None:
-    """Refuse an indentation that is too wide.
-
-    Args:
-        width: Blanks, or a text; None for none.
-
-    Raises:
-        SecurityError: It is.
-    """
+    """Refuse an indentation, in blanks or as a text, that is too wide."""
     if width is not None and (width if isinstance(width, int) else len(width)) > _MAX_WIDTH:
         raise SecurityError("it indents very far")
 
 
 def check_operation(operator: str, left: Any, right: Any) -> None:
-    """Refuse an operation whose result would be too large.
-
-    Args:
-        operator: One of * % **.
-        left: Its left side.
-        right: Its right side.
-
-    Raises:
-        SecurityError: It would.
-    """
+    """Refuse an operation, one of * % **, whose result would be too large."""
     if operator == "**" and not (abs(left) < 1e6 and abs(right) < 64):
         raise SecurityError("it raises a large number to a power")
     if operator == "*":
-        for text, times in ((left, right), (right, left)):
-            if isinstance(text, str | list | tuple) and isinstance(times, int):
-                check_length(len(text) * times)
+        for value, times in ((left, right), (right, left)):
+            if isinstance(value, str | list | tuple) and isinstance(times, int):
+                check_size(measure(value) * times)
     if operator == "%" and isinstance(left, str):
-        _check_format(left.replace("%%", ""), _WIDE_PERCENT, "%", right)
+        check_size(_percent_size(left, right))
 
 
-def check_method(text: str, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Refuse a text's method whose result would be too large.
-
-    Args:
-        text: The text.
-        name: The method.
-        args: What it is called with.
-
-    Returns:
-        The same, with generators gone through.
-    """
-    if name == "replace" and len(args) >= 2:
-        _check_replace(text, *args)
-    elif name == "join" and len(args) == 1:
-        return (_check_join(args[0], text)[0],)
-    elif name in ("format", "format_map"):
-        _check_format(text.replace("{{", ""), _WIDE_BRACES, "{", args)
-    return args
+def _percent_size(text: str, values: Any) -> int:
+    return _format_size(text.replace("%%", ""), _WIDE_PERCENT, "%", values)
 
 
-def _check_format(text: str, wide: re.Pattern[str], mark: str, values: Any) -> None:
+def _braces_size(text: str, *args: Any, **named: Any) -> int:
+    return _format_size(text.replace("{{", ""), _WIDE_BRACES, "{", (args, named))
+
+
+def _format_size(text: str, wide: re.Pattern[str], mark: str, values: Any) -> int:
     if wide.search(text):
         raise SecurityError("it formats with a width")
-    check_length(len(text) + text.count(mark) * (measure(values) + 1))
+    return len(text) + text.count(mark) * (measure(values) + _LONGEST_NUMBER)
 
 
-def _check_replace(text: Any, old: Any, new: Any, *count: Any) -> tuple[Any, ...]:
-    check_length(len(str(text)) + str(text).count(str(old)) * len(str(new)))
-    return (text, old, new, *count)
+def _replace_size(text: Any, old: Any, new: Any, count: Any = None) -> int:
+    return len(str(text)) + str(text).count(str(old)) * len(str(new))
 
 
-def _check_join(values: Any, separator: Any = "", *attribute: Any, **named: Any) -> tuple[Any, ...]:
-    values = values if isinstance(values, str) else list(islice(values, MAX_PARTS + 1))
-    separator = named.get("d", separator)
-    check_length(len(str(separator)) * len(values) + measure(values))
-    return (values, separator, *attribute, *([named["attribute"]] if "attribute" in named else []))
+def _join_size(values: Any, d: Any = "", attribute: Any = None) -> int:
+    return _characters_size(values) + len(str(d)) * len(values) + measure(values)
 
 
-def _check_indent(text: Any, width: Any = 4, *flags: Any, **named: Any) -> tuple[Any, ...]:
+def _lines_size(text: Any, *keepends: Any) -> int:
+    return len(str(text)) + _PART_SIZE * (1 + sum(map(str(text).count, _LINE_ENDS)))
+
+
+def _indent_size(text: Any, width: Any = 4, first: bool = False, blank: bool = False) -> int:
     check_width(width)
-    return (text, width, *flags, *(named[name] for name in ("first", "blank") if name in named))
+    return _lines_size(text) * (1 + (width if isinstance(width, int) else len(width)) // _PART_SIZE)
 
 
-def _check_round(value: Any, precision: int = 0, method: str = "common") -> tuple[Any, ...]:
+def _split_size(text: str, sep: str | None = None, maxsplit: int = -1) -> int:
+    return len(text) + _PART_SIZE * (1 + (len(text) // 2 if sep is None else text.count(sep)))
+
+
+def _characters_size(value: Any, *args: Any, **named: Any) -> int:
+    return _PART_SIZE * len(value) if isinstance(value, str) else 0
+
+
+def _round_size(value: Any, precision: int = 0, method: str = "common") -> int:
     if abs(precision) > _MAX_WIDTH:
         raise SecurityError("it rounds to very many places")
-    return (value, precision, method)
+    return 0
 
 
-def _check_sum(values: Any, attribute: Any = None, start: Any = 0) -> tuple[Any, ...]:
+def _sum_size(values: Any, attribute: Any = None, start: Any = 0) -> int:
     if not isinstance(start, int | float):
         raise SecurityError("it sums what are no numbers")
-    return (values, attribute, start)
+    return 0
 
 
-FILTER_CHECKS: dict[str, Callable[..., Any]] = {
-    "join": _check_join,
-    "replace": _check_replace,
-    "indent": _check_indent,
-    "round": _check_round,
-    "sum": _check_sum,
+Sizes = dict[str, Callable[..., int]]
+METHOD_SIZES: Sizes = {
+    "format": _braces_size,
+    "format_map": _braces_size,
+    "join": lambda separator, values: _join_size(values, separator),
+    "replace": _replace_size,
+    "split": _split_size,
+    "rsplit": _split_size,
+    "splitlines": _lines_size,
 }
-"""Filter -> what refuses arguments that would make too much, and returns those to call it with."""
+"""Method of a text -> how much it would make of its text and arguments."""
+FILTER_SIZES: Sizes = {
+    **dict.fromkeys(("groupby", "list", "sort", "title", "urlencode", "wordcount"), _characters_size),
+    "format": lambda value, *args, **named: _percent_size(str(value), named or args),
+    "indent": _indent_size,
+    "join": _join_size,
+    "replace": _replace_size,
+    "round": _round_size,
+    "sum": _sum_size,
+}
+"""Filter -> the same."""
