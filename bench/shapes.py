@@ -2,7 +2,7 @@
 
 T tokens, N out-features, K in-features, R adapter rank, V vocabulary; `counted` is the share of rows with a
 target. `qlora_layer` and `qlora_step` take a model's sizes. `data_preparation` counts rows, turns in each (a
-question and its answer), and processor cores.
+question and its answer), and processor cores; `collate` samples in a batch, and batches that the store holds.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ SHAPES: dict[str, list[Shape]] = {
         }
     ],
     "data_preparation": [{"rows": 4000, "turns": 1, "cores": 2}, {"rows": 2000, "turns": 4, "cores": 2}],
+    "collate": [{"T": 8192, "samples": 32, "batches": 200}, {"T": 32768, "samples": 128, "batches": 50}],
 }
 
 
@@ -175,6 +176,7 @@ SMOKE_SHAPES: dict[str, list[Shape]] = {
     ],
     "qlora_layer": [{"T": 24, "hidden": 64, "mlp": 192, "heads": 4, "kv_heads": 2, "R": 4}],
     "data_preparation": [{"rows": 60, "turns": 2, "cores": 2}],
+    "collate": [{"T": 96, "samples": 4, "batches": 40}],
 }
 
 

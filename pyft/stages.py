@@ -29,6 +29,7 @@ from pyft.assemble import (
 from pyft.config.load import Recipe
 from pyft.config.schema import Stage
 from pyft.config.yaml_text import dump_yaml
+from pyft.data.batches.prefetch import PrefetchedSource
 from pyft.data.batches.streaming import StreamSource
 from pyft.data.chat.bind import get_template
 from pyft.data.chat.chat_template import ChatTemplate
@@ -113,7 +114,8 @@ class _StageRun:
         if isinstance(head := head_of(model), str):
             print(f"the loss goes through logits: {head}", flush=True)
         self._signals.check()
-        result = self._trainer(model, prepared).run()
+        with PrefetchedSource(prepared.data.train, self._stage.train.gradient_accumulation_steps) as train:
+            result = self._trainer(model, prepared, train).run()
         if isinstance(prepared.data.train, StreamSource):
             print(prepared.data.train.describe(), flush=True)
         skipped = f", {result.num_skipped_steps} skipped" if result.num_skipped_steps else ""
@@ -154,7 +156,7 @@ class _StageRun:
         )
         return _Prepared(template, data, plan)
 
-    def _trainer(self, model: nn.Module, prepared: _Prepared) -> Trainer:
+    def _trainer(self, model: nn.Module, prepared: _Prepared, train: PrefetchedSource) -> Trainer:
         stage, task, tokenizer, template = self._stage, self._task, self._tokenizer, prepared.template
         weights = TrainedWeights(model, getattr(torch, stage.model.dtype), self._base)
 
@@ -165,7 +167,7 @@ class _StageRun:
         return Trainer(
             model=model,
             task=task,
-            train=prepared.data.train,
+            train=train,
             validation=prepared.data.validation,
             settings=TrainSettings.of(stage.train),
             plan=prepared.plan,

@@ -235,7 +235,7 @@ def _as_lists(name: str, result: Any) -> Iterable[Labelled]:
     if name == "trl":
         return zip(result["input_ids"], result["labels"], strict=True)
     samples = [row.samples[0] for row in result] if isinstance(result, list) else result.samples_in_order
-    return [(list(sample.input_ids), list(sample.labels)) for sample in samples]
+    return [(sample.input_ids.tolist(), sample.labels.tolist()) for sample in samples]
 
 
 def _compare(expected: list[Labelled], found: Iterable[Labelled]) -> str | None:

@@ -47,21 +47,23 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Make one batch, on the CPU, of whole samples: at least one, none empty."""
     import torch
 
-    lengths = np.array([len(sample) for sample in samples])
-    if not lengths.all() or not len(lengths):
+    lengths = [len(sample) for sample in samples]
+    if not lengths or not all(lengths):
         raise ValueError("collate: samples must be given and have tokens")
-    boundaries = np.concatenate(([0], np.cumsum(lengths)))
+    boundaries = np.cumsum([0, *lengths])
     ids = np.concatenate([sample.input_ids for sample in samples], dtype=np.int64)
-    targets = np.full_like(ids, IGNORED)
-    targets[:-1] = np.concatenate([sample.labels for sample in samples])[1:]
-    targets[boundaries[1:] - 1] = IGNORED
-    positions = np.arange(len(ids)) - np.repeat(boundaries[:-1], lengths)
+    labels = np.empty(len(ids) + 1, np.int64)
+    np.concatenate([sample.labels for sample in samples], out=labels[:-1])
+    labels[boundaries] = IGNORED  # the first of each sample has nothing before it
+    targets = labels[1:]
+    steps = np.arange(max(lengths))
+    positions = np.concatenate([steps[:length] for length in lengths])
     return Batch(
         input_ids=torch.from_numpy(ids)[None],
         targets=torch.from_numpy(targets)[None],
         position_ids=torch.from_numpy(positions)[None],
         cu_seqlens=torch.from_numpy(boundaries.astype(np.int32)),
-        max_seqlen=int(lengths.max()),
+        max_seqlen=max(lengths),
         num_targets=int(np.count_nonzero(targets != IGNORED)),
         num_tokens=len(ids),
     )

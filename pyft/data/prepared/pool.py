@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TASKS_PER_WORKER = 2
 _POLL_SECONDS = 0.2
-_HELD_BACK = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}
+HELD_BACK = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}
 
 
 class WorkerPool:
@@ -133,7 +133,7 @@ def _kill(processes: list[BaseProcess], pipes: list[Connection]) -> None:
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
     """A process that is started inside never gets them: what a thread blocks, its children block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
     try:
         yield
     finally:

@@ -1,0 +1,104 @@
+"""Make the next batches in one thread while a step runs.
+
+    thread    makes batch 3, batch 4, ..    at most `ahead` that nobody has taken
+    run       takes batch 3, batch 4, ..    mostly without waiting
+
+Batches are a pure function of epoch and index, so it changes none which thread makes them, or how early. If
+another than the next is asked for, the thread begins anew there. What it runs into is raised where the batch
+that it was making is asked for, not before.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from pyft.data.prepared.pool import HELD_BACK
+
+if TYPE_CHECKING:
+    from pyft.data.batches.collate import Batch
+    from pyft.data.batches.order import BatchSource
+    from pyft.data.batches.streaming import StreamSource
+
+_LEAVE_SECONDS = 5.0
+
+
+class PrefetchedSource:
+    """A source whose next batches are made ahead, by a thread that ends with this context.
+
+    Nobody else may ask the source for batches meanwhile. `ahead` is at best what one step takes.
+    """
+
+    def __init__(self, source: BatchSource | StreamSource, ahead: int) -> None:
+        self._source, self._ahead = source, ahead
+        self.num_batches = source.num_batches
+        self._next: tuple[int, int] | None = None
+        self._thread: _BatchThread | None = None
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Return batch `index`, from 0 to num_batches - 1, of epoch `epoch`, from 0."""
+        if self._thread is None or self._next != (epoch, index):
+            self._end_thread()
+            self._thread = _BatchThread(self._source, epoch, index, self._ahead)
+            self._thread.start()
+        made = self._thread.take()
+        if isinstance(made, BaseException):
+            self._end_thread()
+            raise made
+        self._next = _following(epoch, index, self.num_batches)
+        return made
+
+    def __enter__(self) -> PrefetchedSource:
+        """Return itself; the thread starts with the first batch that is asked for."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the thread; one that hangs in a read is left to end with the process."""
+        self._end_thread(_LEAVE_SECONDS)
+
+    def _end_thread(self, timeout_seconds: float | None = None) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.end(timeout_seconds)
+
+
+class _BatchThread(threading.Thread):
+    """Makes batches from one on, until it is ended or one of them fails."""
+
+    def __init__(self, source: BatchSource | StreamSource, epoch: int, index: int, ahead: int) -> None:
+        super().__init__(name="pyft batches", daemon=True)
+        self._source, self._first = source, (epoch, index)
+        self._made: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
+        self._room = threading.Semaphore(ahead)
+        self._is_ending = False
+
+    def run(self) -> None:
+        # Signals are the main thread's, which may be waiting for a batch: this one would not wake it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+        place = self._first
+        try:
+            while self._room.acquire() and not self._is_ending:
+                self._made.put(self._source.batch(*place))
+                place = _following(*place, self._source.num_batches)
+        except BaseException as error:
+            self._made.put(error)
+
+    def take(self) -> Batch | BaseException:
+        """Wait for the next batch, or what stands in its place."""
+        made = self._made.get()
+        self._room.release()
+        return made
+
+    def end(self, timeout_seconds: float | None) -> None:
+        self._is_ending = True
+        self._room.release()
+        self.join(timeout_seconds)
+
+
+def _following(epoch: int, index: int, num_batches: int) -> tuple[int, int]:
+    return (epoch, index + 1) if index + 1 < num_batches else (epoch + 1, 0)
