@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from encoded import as_lists
 from tiny_models import random_model
 
-from pyft.assemble import build_objective
 from pyft.data.chat.bind import get_template
 from pyft.data.prepare import PreparedData, prepare
 from pyft.data.recipe_tokenizer import tokenizer_for
 from pyft.model.attention import NAME, register_packed_attention
+from pyft.tasks.next_token import next_token_loss
 
 # Rotary positions only say how far apart tokens are; GPT-2's learned ones say where each stands.
 MODELS = [("llama", {}), ("gpt2", {"n_embd": 64, "n_head": 4, "n_layer": 2})]
@@ -67,14 +67,13 @@ def prepare_both(request, write_rows, make_recipe, tokenizer_folders):
 
 def run_pyft(model: torch.nn.Module, prepared: PreparedData) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one epoch as a single optimizer step: the sum over batches, divided once."""
-    objective = build_objective(model)
     model.zero_grad()
     source = prepared.train
     total, count = torch.zeros(()), 0
     for index in range(source.num_batches):
-        loss, num_targets = objective(source.batch(0, index))
-        loss.backward()
-        total, count = total + loss.detach(), count + num_targets
+        loss = next_token_loss(model, source.batch(0, index))
+        loss.sum.backward()
+        total, count = total + loss.sum.detach(), count + loss.count
     return total / count, {name: p.grad / count for name, p in model.named_parameters()}
 
 
