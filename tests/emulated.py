@@ -17,6 +17,9 @@ from types import ModuleType
 import pytest
 import torch
 
+import pyft.ops
+from pyft.ops.operation import OPERATIONS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -46,24 +49,18 @@ def load_emulated(folder: Path) -> ModuleType:
     return module
 
 
-def _cuda_tables() -> dict:
-    package = importlib.import_module("pyft.ops.cuda")
-    tables = {}
-    for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-        tables |= getattr(importlib.import_module(found.name), "ON_CUDA", {})
-    return tables
-
-
 @contextlib.contextmanager
 def patched_ops(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Register what ON_CUDA says for tensors of the CPU, and put `kernels` in the native module's place."""
-    overrides = _cuda_tables()
+    """Register what runs on CUDA for tensors of the CPU, and put `kernels` in the native module's place."""
+    for found in pkgutil.walk_packages(pyft.ops.__path__, "pyft.ops."):
+        importlib.import_module(found.name)
     for name, module in list(sys.modules.items()):
         if name.startswith("pyft.ops.") and hasattr(module, "C"):
             monkeypatch.setattr(module, "C", kernels)
     with torch.library._scoped_library("pyft", "IMPL") as library:
         with warnings.catch_warnings():  # torch says, once, that something is overridden
             warnings.simplefilter("ignore", UserWarning)
-            for op, run in overrides.items():
-                library.impl(op, run, "CPU", allow_override=True)
+            for name, operation in OPERATIONS.items():
+                if operation.on_cuda is not None:
+                    library.impl(name, operation.on_cuda, "CPU", allow_override=True)
         yield

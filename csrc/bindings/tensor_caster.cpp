@@ -46,10 +46,16 @@ py::object call(py::handle object, PyObject* method) {
 }
 
 DType read_dtype(py::handle tensor, const char* name) {
-  const py::object object = attribute(tensor, names().dtype);
-  for (int i = 0; i < num_seen_dtypes; ++i) {
-    if (seen_dtypes[i].object == object.ptr()) return seen_dtypes[i].dtype;
+  if (const auto object = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor.ptr(), names().dtype))) {
+    for (int i = 0; i < num_seen_dtypes; ++i) {
+      if (seen_dtypes[i].object == object.ptr()) return seen_dtypes[i].dtype;
+    }
   }
+  PyErr_Clear();
+  check(PyObject_HasAttr(tensor.ptr(), names().data_ptr) && PyObject_HasAttr(tensor.ptr(), names().dtype),
+        name, " is a ", py::cast<std::string>(py::type::of(tensor).attr("__name__")),
+        ", expected a torch tensor");
+  const py::object object = attribute(tensor, names().dtype);
   const std::string text = py::str(object);
   for (int i = 0; i < kNumDTypes; ++i) {
     if (text != std::string("torch.") + kDTypeNames[i]) continue;
@@ -79,9 +85,6 @@ TensorRef tensor_argument(py::handle tensor, const char* name) {
   TensorRef ref;
   ref.name = name;
   if (tensor.is_none()) return ref;
-  check(PyObject_HasAttr(tensor.ptr(), names().data_ptr) && PyObject_HasAttr(tensor.ptr(), names().dtype),
-        name, " is a ", py::cast<std::string>(py::type::of(tensor).attr("__name__")),
-        ", expected a torch tensor");
   ref.dtype = read_dtype(tensor, name);
   read_device(tensor, ref);
   const py::tuple shape(attribute(tensor, names().shape));

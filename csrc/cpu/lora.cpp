@@ -1,6 +1,6 @@
 // lora_linear and its backward, on a dense or an NF4 base.
 //
-//     S  = scaling * drop(x) A^T                 [T, R], kept for the backward
+//     S  = scaling * drop(x) A^T                 [T, R], computed again in the backward
 //     y  = x W^T + S B^T + bias                  [T, N]
 //     dS = scaling * dY B                        [T, R]
 //     dX = dY W + drop'(dS A)                    [T, K]
@@ -264,6 +264,7 @@ void lora_linear_backward(const LoraLinearBackwardArgs& args, int num_threads) {
   if (args.grad_x.defined) backward_x(args, factors, num_threads);
   if (args.grad_A.defined) backward_A(args, factors, num_threads);
   if (args.grad_B.defined) {
+    project(args.x, args.lora_A, factors, args.scaling, args.projected.as<float>(), num_threads);
     parallel_for(num_threads, out_features, kGradientRows, [&](std::int64_t n0, std::int64_t n1) {
       gemm(n1 - n0, rank, num_tokens, transposed(offset_view(grad_y, 0, n0)), view_of(args.projected),
            args.grad_B.as<float>() + n0 * rank, rank, false);

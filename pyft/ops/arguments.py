@@ -21,14 +21,19 @@ def matrix(tensor: Tensor) -> Tensor:
     return tensor.contiguous()
 
 
-def nf4_parts(storage: Sequence) -> tuple:
-    """The storage of an NF4 weight, given flat.
+def nf4_parts(parts: Sequence[Tensor | None], shape: Sequence[int]) -> tuple:
+    """The storage of an NF4 weight as one argument.
 
     Args:
-        storage: codes, absmax, absmax_codes, nested_absmax, offset, N and K; more is ignored.
+        parts: codes, absmax, absmax_codes, nested_absmax, offset.
+        shape: N and K.
 
     Returns:
-        The six parts that the native module takes, contiguous.
+        The six that the native module takes, contiguous.
     """
-    parts = (None if part is None else part.contiguous() for part in storage[:5])
-    return (*parts, (storage[5], storage[6]))
+    return (*[None if part is None else part.contiguous() for part in parts], (shape[0], shape[1]))
+
+
+def lora_base(parts: Sequence[Tensor | None], shape: Sequence[int]) -> Tensor | tuple:
+    """A frozen weight as one argument: itself where it is dense, else what `nf4_parts` gives."""
+    return parts[0].contiguous() if len(parts) == 1 else nf4_parts(parts, shape)

@@ -14,12 +14,14 @@ Shapes: T tokens, V vocabulary.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
 
-from pyft.ops.cuda.cross_entropy import ON_CUDA
-from pyft.ops.native import C, execution
+from pyft.ops.native import C, execution, runs_on_cuda
+from pyft.ops.operation import Operation
 
 
 def cross_entropy(
@@ -46,94 +48,97 @@ def cross_entropy(
     Returns:
         A float32 scalar; 0.0 when no row counts. Differentiable in logits.
     """
-    loss, _ = torch.ops.pyft.cross_entropy(logits, targets, ignore_index, label_smoothing, z_loss)
-    return loss
+    return _CROSS_ENTROPY(Arguments(logits, targets, ignore_index, label_smoothing, z_loss)).loss
 
 
-# ---- registration with torch -----------------------------------------------------------------------------
-
-_library = Library("pyft", "FRAGMENT")
-_library.define(
-    "cross_entropy(Tensor logits, Tensor targets, int ignore_index, float label_smoothing, float z_loss)"
-    " -> (Tensor loss, Tensor row_stats)"
-)
-_library.define(
-    "cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor targets, Tensor row_stats,"
-    " int ignore_index, float label_smoothing, float z_loss) -> Tensor"
-)
+# ---- what torch knows of it ------------------------------------------------------------------------------
 
 
-def _empty_loss(logits: Tensor, *_) -> tuple[Tensor, Tensor]:
-    row_stats = logits.new_empty((logits.shape[0], 2), dtype=torch.float32)
-    return logits.new_empty((), dtype=torch.float32), row_stats
+class Arguments(NamedTuple):
+    logits: Tensor  # [T, V]
+    targets: Tensor  # int64 [T]
+    ignore_index: int
+    label_smoothing: float
+    z_loss: float
 
 
-def _cross_entropy(
-    logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float, z_loss: float
-) -> tuple[Tensor, Tensor]:
-    if logits.dim() != 2:
-        raise ValueError(f"cross_entropy: logits has shape {list(logits.shape)}, expected [T, V]")
-    loss, row_stats = _empty_loss(logits)
+class Result(NamedTuple):
+    loss: Tensor  # float32 scalar
+    row_stats: Tensor  # float32 [T, 2]
+
+
+class BackwardArguments(NamedTuple):
+    grad_loss: Tensor
+    logits: Tensor
+    targets: Tensor
+    row_stats: Tensor
+    ignore_index: int
+    label_smoothing: float
+    z_loss: float
+
+
+def _empty_result(arguments: Arguments) -> Result:
+    options = {"dtype": torch.float32, "device": arguments.logits.device}
+    return Result(torch.empty((), **options), torch.empty((arguments.logits.shape[0], 2), **options))
+
+
+def _cross_entropy(arguments: Arguments) -> Result:
+    if arguments.logits.dim() != 2:
+        raise ValueError(f"cross_entropy: logits has shape {list(arguments.logits.shape)}, expected [T, V]")
+    result = _empty_result(arguments)
+    row_losses = None
+    if runs_on_cuda(arguments.logits):  # added up in a fixed order by a second kernel
+        row_losses = arguments.logits.new_empty(arguments.logits.shape[0], dtype=torch.float32)
     C.cross_entropy(
-        logits=logits.contiguous(),
-        targets=targets.contiguous(),
-        loss=loss,
-        row_stats=row_stats,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        **execution(logits),
+        logits=arguments.logits.contiguous(),
+        targets=arguments.targets.contiguous(),
+        **result._asdict(),
+        row_losses=row_losses,
+        ignore_index=arguments.ignore_index,
+        label_smoothing=arguments.label_smoothing,
+        z_loss=arguments.z_loss,
+        **execution(arguments.logits),
     )
-    return loss, row_stats
+    return result
 
 
-def _empty_grad_logits(grad_loss: Tensor, logits: Tensor, *_) -> Tensor:
-    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+def _empty_grad_logits(arguments: BackwardArguments) -> Tensor:
+    return torch.empty(arguments.logits.shape, dtype=arguments.logits.dtype, device=arguments.logits.device)
 
 
-def _cross_entropy_backward(
-    grad_loss: Tensor,
-    logits: Tensor,
-    targets: Tensor,
-    row_stats: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-) -> Tensor:
-    grad_logits = _empty_grad_logits(grad_loss, logits)
+def _cross_entropy_backward(arguments: BackwardArguments) -> Tensor:
+    grad_logits = _empty_grad_logits(arguments)
     C.cross_entropy_backward(
-        grad_loss=grad_loss.contiguous(),
-        logits=logits.contiguous(),
-        targets=targets.contiguous(),
-        row_stats=row_stats,
+        grad_loss=arguments.grad_loss.contiguous(),
+        logits=arguments.logits.contiguous(),
+        targets=arguments.targets.contiguous(),
+        row_stats=arguments.row_stats,
         grad_logits=grad_logits,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        **execution(logits),
+        ignore_index=arguments.ignore_index,
+        label_smoothing=arguments.label_smoothing,
+        z_loss=arguments.z_loss,
+        **execution(grad_logits),
     )
     return grad_logits
 
 
-def _keep_stats(ctx, inputs, output) -> None:
-    logits, targets, *ctx.numbers = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, targets, output[1])
+def _gradients(kept: SimpleNamespace, wanted: set[str], grad_loss: Tensor) -> dict[str, Tensor]:
+    return {"logits": _CROSS_ENTROPY_BACKWARD(BackwardArguments(grad_loss=grad_loss, **vars(kept)))}
 
 
-def _logits_gradient(ctx, grad_loss: Tensor | None, _grad_stats: None) -> tuple:
-    if grad_loss is None:
-        return (None,) * 5
-    gradient = torch.ops.pyft.cross_entropy_backward(grad_loss, *ctx.saved_tensors, *ctx.numbers)
-    return (gradient, *[None] * 4)
-
-
-for _name, _run, _fake in (
-    ("cross_entropy", _cross_entropy, _empty_loss),
-    ("cross_entropy_backward", _cross_entropy_backward, _empty_grad_logits),
-):
-    _library.impl(_name, _run, "CPU")
-    _library.impl(_name, ON_CUDA.get(_name, _run), "CUDA")
-    register_fake(f"pyft::{_name}", _fake, lib=_library)
-register_autograd("pyft::cross_entropy", _logits_gradient, setup_context=_keep_stats, lib=_library)
+_CROSS_ENTROPY_BACKWARD = Operation(
+    "cross_entropy_backward",
+    BackwardArguments,
+    _empty_grad_logits,
+    cpu=_cross_entropy_backward,
+    cuda=_cross_entropy_backward,
+)
+_CROSS_ENTROPY = Operation(
+    "cross_entropy",
+    Arguments,
+    _empty_result,
+    cpu=_cross_entropy,
+    cuda=_cross_entropy,
+    gradients=_gradients,
+    keeps=("logits", "targets", "row_stats"),
+)

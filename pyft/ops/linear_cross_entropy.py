@@ -5,21 +5,32 @@
     dX[t]   = dl[t] (1 - (l[t] / logit_softcap)^2) logit_scale,   dl as `cross_entropy` has it
     dHidden = dX W,   dW = dX^T hidden,   dBias = sum_t dX[t]
 
-Sums are float32. How it is computed depends on the device: `linear_cross_entropy_on_cpu` has two ways in C++,
-`pyft.ops.cuda.linear_cross_entropy` two made of kernels and torch's matrix products.
+Sums are float32. Gradients for dLoss = 1 are computed with the loss, while logits exist, and scaled in the
+backward: always on CUDA (`pyft.ops.cuda.linear_cross_entropy`), on the CPU for a frozen head or a small
+vocabulary. Otherwise they are computed in the backward (`linear_cross_entropy_two_passes`).
 
 Shapes: T tokens, K hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
 
-from pyft.ops.cuda.linear_cross_entropy import ON_CUDA
-from pyft.ops.linear_cross_entropy_on_cpu import keep_gradients, plan_on_cpu, scale_gradients
-from pyft.ops.native import runs_on_cuda
+from pyft.ops.cuda.linear_cross_entropy import loss_and_gradients_on_cuda
+from pyft.ops.linear_cross_entropy_two_passes import (
+    LINEAR_CROSS_ENTROPY_FORWARD,
+    ForwardArguments,
+    Gradients,
+    empty_gradients,
+    native_arguments,
+    workspace,
+)
+from pyft.ops.native import C, runs_on_cuda
+from pyft.ops.operation import Operation
 
 
 def linear_cross_entropy(
@@ -72,19 +83,18 @@ def linear_cross_entropy(
     if logit_softcap is not None and not logit_softcap > 0:  # 0 means none below
         raise ValueError(f"linear_cross_entropy: logit_softcap is {logit_softcap}, expected a number above 0")
     terms = [logit_scale, logit_softcap or 0.0, label_smoothing, z_loss]
-    inputs = (hidden, head_weight, bias, targets, ignore_index, terms)
     wanted = [
         torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
         for tensor in (hidden, head_weight, bias)
     ]
     if num_targets is not None:
         _check_num_targets(num_targets, targets, ignore_index)
-    if runs_on_cuda(hidden):
-        return torch.ops.pyft.linear_cross_entropy_on_cuda(*inputs, wanted, num_targets)[0]
-    plan = plan_on_cpu(hidden, head_weight, terms, any(wanted[1:]))
-    if plan["by_two_passes"]:
-        return torch.ops.pyft.linear_cross_entropy_forward(*inputs, plan["kept_rows"])[0]
-    return torch.ops.pyft.linear_cross_entropy(*inputs, wanted)[0]
+    inputs = (hidden, head_weight, bias, targets, ignore_index, terms)
+    if not runs_on_cuda(hidden):
+        plan = _plan_on_cpu(hidden, head_weight, terms, wanted)
+        if plan["by_two_passes"]:
+            return LINEAR_CROSS_ENTROPY_FORWARD(ForwardArguments(*inputs, plan["kept_rows"])).loss
+    return _LINEAR_CROSS_ENTROPY(Arguments(*inputs, wanted, num_targets)).loss
 
 
 def _check_num_targets(num_targets: int, targets: Tensor, ignore_index: int) -> None:
@@ -100,33 +110,75 @@ def _check_num_targets(num_targets: int, targets: Tensor, ignore_index: int) -> 
         raise ValueError(f"linear_cross_entropy: num_targets is {num_targets}, targets has {counted}")
 
 
-# ---- registration with torch: CUDA; the CPU's operations register themselves ------------------------------
-
-_library = Library("pyft", "FRAGMENT")
-_library.define(
-    "linear_cross_entropy_on_cuda(Tensor hidden, Tensor head_weight, Tensor? bias, Tensor targets,"
-    " int ignore_index, float[] terms, bool[] wanted, SymInt? num_targets)"
-    " -> (Tensor loss, Tensor grad_hidden, Tensor grad_head, Tensor grad_bias)"
-)
+# ---- what torch knows of it: the loss, and the gradients with it ------------------------------------------
 
 
-def _empty_gradients(
-    hidden: Tensor,
-    head_weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    ignore_index: int,
-    terms: list[float],
-    wanted: list[bool],
-    num_targets: int | None,
-) -> tuple[Tensor, ...]:
-    tensors = zip((hidden, head_weight, bias), wanted, (torch.float32, *[hidden.dtype] * 2), strict=True)
+class Arguments(NamedTuple):
+    """What it is computed from, on either device."""
+
+    hidden: Tensor  # [T, K]
+    head_weight: Tensor  # [V, K]
+    bias: Tensor | None  # [V]
+    targets: Tensor  # int64 [T]
+    ignore_index: int
+    terms: list[float]  # logit_scale, logit_softcap or 0, label_smoothing, z_loss
+    wanted: list[bool]  # the gradients of hidden, head_weight and bias
+    num_targets: int | None  # on the CPU not looked at
+
+
+class Result(NamedTuple):
+    """The loss, and the gradients for dLoss = 1; those not wanted have no elements."""
+
+    loss: Tensor  # float32 scalar
+    grad_hidden: Tensor  # float32
+    grad_head: Tensor  # float32, on CUDA the head's dtype, and so is the bias'
+    grad_bias: Tensor
+
+
+def _plan_on_cpu(
+    hidden: Tensor, head_weight: Tensor, terms: list[float], wanted: list[bool]
+) -> dict[str, int]:
+    """How the kernels cut the work: by_two_passes, kept_rows, workspace_floats."""
+    return C.plan_linear_cross_entropy(
+        num_tokens=hidden.shape[0],
+        width=hidden.shape[1],
+        vocabulary=head_weight.shape[0],
+        trains_head=any(wanted[1:]),
+        smooths=terms[2] != 0,
+    )
+
+
+def _empty_result(arguments: Arguments) -> Result:
+    hidden = arguments.hidden
+    of_head = hidden.dtype if runs_on_cuda(hidden) else torch.float32
     loss = hidden.new_empty((), dtype=torch.float32)
-    return loss, *(hidden.new_empty(t.shape if wants else 0, dtype=dtype) for t, wants, dtype in tensors)
+    return Result(loss, *empty_gradients(arguments, torch.float32, of_head, of_head))
 
 
-register_fake("pyft::linear_cross_entropy_on_cuda", _empty_gradients, lib=_library)
-_library.impl("linear_cross_entropy_on_cuda", ON_CUDA["linear_cross_entropy_on_cuda"], "CUDA")
-register_autograd(
-    "pyft::linear_cross_entropy_on_cuda", scale_gradients, setup_context=keep_gradients, lib=_library
+def _loss_and_gradients(arguments: Arguments) -> Result:
+    result, hidden = _empty_result(arguments), arguments.hidden
+    plan = _plan_on_cpu(hidden, arguments.head_weight, arguments.terms, arguments.wanted)
+    C.linear_cross_entropy(
+        **native_arguments(arguments, Gradients(*result[1:])),
+        workspace=workspace(plan["workspace_floats"], hidden),
+        loss=result.loss,
+    )
+    return result
+
+
+def _scaled_gradients(kept: SimpleNamespace, wanted: set[str], grad_loss: Tensor) -> dict[str, Tensor]:
+    """Autograd rounds them to the arguments' dtype."""
+    found = {"hidden": kept.grad_hidden, "head_weight": kept.grad_head, "bias": kept.grad_bias}
+    were_wanted = zip(found.items(), kept.wanted, strict=True)
+    return {name: g * grad_loss for (name, g), was_wanted in were_wanted if was_wanted and name in wanted}
+
+
+_LINEAR_CROSS_ENTROPY = Operation(
+    "linear_cross_entropy",
+    Arguments,
+    _empty_result,
+    cpu=_loss_and_gradients,
+    cuda=loss_and_gradients_on_cuda,
+    gradients=_scaled_gradients,
+    keeps=("grad_hidden", "grad_head", "grad_bias"),
 )

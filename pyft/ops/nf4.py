@@ -13,15 +13,16 @@ Shapes: N out-features, K in-features, B = ceil(N * K / 64) blocks, C = ceil(B /
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
 
 from pyft.ops.arguments import matrix, nf4_parts
-from pyft.ops.cuda.nf4 import ON_CUDA
+from pyft.ops.cuda.nf4 import linear_backward_on_cuda, linear_on_cuda
 from pyft.ops.native import C, execution
+from pyft.ops.operation import Operation
 
 BLOCK_SIZE: int = C.nf4_block_size
 NESTED_BLOCK_SIZE: int = C.nested_block_size
@@ -46,6 +47,11 @@ class NF4Weight(NamedTuple):
     offset: Tensor | None
     shape: tuple[int, int]
 
+    @property
+    def parts(self) -> list[Tensor | None]:
+        """The five tensors."""
+        return list(self[:5])
+
 
 def nf4_quantize(weight: Tensor, *, double_quant: bool = True) -> NF4Weight:
     """Quantise a weight to NF4.
@@ -63,7 +69,7 @@ def nf4_quantize(weight: Tensor, *, double_quant: bool = True) -> NF4Weight:
     if weight.dim() != 2:
         raise ValueError(f"nf4_quantize: weight has shape {list(weight.shape)}, expected [N, K]")
     shape = (weight.shape[0], weight.shape[1])
-    codes, absmax = torch.ops.pyft.nf4_quantize(weight.detach())
+    codes, absmax = _QUANTIZE(QuantizeArguments(weight.detach()))
     if not double_quant:
         return NF4Weight(codes, absmax, None, None, None, shape)
     return NF4Weight(codes, None, *nf4_quantize_absmax(absmax), shape)
@@ -79,7 +85,7 @@ def nf4_quantize_absmax(absmax: Tensor, offset: Tensor | None = None) -> tuple[T
     Returns:
         absmax_codes uint8 [B], nested_absmax float32 [C], and the offset, float32 scalar.
     """
-    return torch.ops.pyft.nf4_quantize_absmax(absmax, offset)
+    return tuple(_QUANTIZE_ABSMAX(QuantizeAbsmaxArguments(absmax, offset)))
 
 
 def nf4_dequantize(weight: NF4Weight, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -92,7 +98,7 @@ def nf4_dequantize(weight: NF4Weight, dtype: torch.dtype = torch.float32) -> Ten
     Returns:
         [N, K] in `dtype`. Another dtype, or storage that does not fit the shape, is a ValueError.
     """
-    return torch.ops.pyft.nf4_dequantize(*weight[:5], *weight.shape, dtype)
+    return _DEQUANTIZE(DequantizeArguments(weight.parts, weight.shape, dtype))
 
 
 def nf4_linear(x: Tensor, weight: NF4Weight, bias: Tensor | None = None) -> Tensor:
@@ -106,7 +112,7 @@ def nf4_linear(x: Tensor, weight: NF4Weight, bias: Tensor | None = None) -> Tens
     Returns:
         [..., N] in x's dtype. Shapes or dtypes that do not fit are a ValueError that names the argument.
     """
-    return torch.ops.pyft.nf4_linear(x, *weight[:5], *weight.shape, bias)
+    return _LINEAR(LinearArguments(x, weight.parts, weight.shape, bias))
 
 
 def nf4_from_bitsandbytes(
@@ -157,130 +163,164 @@ def nf4_from_bitsandbytes(
     return NF4Weight(codes, None, absmax, nested_absmax, offset, shape)
 
 
-# ---- registration with torch ----------------------------------------------------------------------------
-
-_STORAGE = (
-    "Tensor codes, Tensor? absmax, Tensor? absmax_codes, Tensor? nested_absmax, Tensor? offset,"
-    " int num_rows, int num_columns"
-)
-_library = Library("pyft", "FRAGMENT")
-_library.define("nf4_quantize(Tensor weight) -> (Tensor codes, Tensor absmax)")
-_library.define("nf4_quantize_absmax(Tensor absmax, Tensor? offset) -> (Tensor, Tensor, Tensor)")
-_library.define(f"nf4_dequantize({_STORAGE}, ScalarType dtype) -> Tensor")
-_library.define(f"nf4_linear(Tensor x, {_STORAGE}, Tensor? bias) -> Tensor")
-_library.define(f"nf4_linear_backward(Tensor grad_y, {_STORAGE}) -> Tensor")
+# ---- what torch knows of it ------------------------------------------------------------------------------
 
 
-def _empty_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    num_weights = weight.numel()
-    codes = torch.empty(-(-num_weights // 2), dtype=torch.uint8, device=weight.device)
-    return codes, torch.empty(-(-num_weights // BLOCK_SIZE), dtype=torch.float32, device=weight.device)
+class QuantizeArguments(NamedTuple):
+    weight: Tensor
 
 
-def _empty_nested(absmax: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    num_nested = -(-absmax.numel() // NESTED_BLOCK_SIZE)
-    codes = torch.empty(absmax.numel(), dtype=torch.uint8, device=absmax.device)
-    return codes, absmax.new_empty(num_nested), absmax.new_empty(())
+class Quantized(NamedTuple):
+    codes: Tensor
+    absmax: Tensor
 
 
-def _empty_dense(codes: Tensor, *storage_and_dtype) -> Tensor:
-    num_rows, num_columns, dtype = storage_and_dtype[-3:]
-    return torch.empty((num_rows, num_columns), dtype=dtype, device=codes.device)
+class QuantizeAbsmaxArguments(NamedTuple):
+    absmax: Tensor
+    given_offset: Tensor | None
 
 
-def _empty_y(x: Tensor, *storage_and_bias) -> Tensor:
-    return x.new_empty((*x.shape[:-1], storage_and_bias[5]))
+class QuantizedAbsmax(NamedTuple):
+    absmax_codes: Tensor
+    nested_absmax: Tensor
+    offset: Tensor
 
 
-def _empty_grad_x(grad_y: Tensor, *storage) -> Tensor:
-    return grad_y.new_empty((*grad_y.shape[:-1], storage[6]))
+class DequantizeArguments(NamedTuple):
+    weight: list[Tensor | None]  # NF4Weight.parts, here and below
+    shape: list[int]  # N, K
+    dtype: torch.dtype
 
 
-def _quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    codes, absmax = _empty_codes(weight)
-    C.nf4_quantize(weight=weight.contiguous(), codes=codes, absmax=absmax, **execution(weight))
-    return codes, absmax
+class LinearArguments(NamedTuple):
+    x: Tensor  # [..., K]
+    weight: list[Tensor | None]
+    shape: list[int]
+    bias: Tensor | None  # [N]
 
 
-def _quantize_absmax(absmax: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    absmax = absmax.contiguous()
-    codes, nested_absmax, used_offset = _empty_nested(absmax, offset)
-    C.nf4_quantize_absmax(
-        absmax=absmax,
-        given_offset=offset,
-        absmax_codes=codes,
-        nested_absmax=nested_absmax,
-        offset=used_offset,
-        **execution(absmax),
+class LinearBackwardArguments(NamedTuple):
+    grad_y: Tensor  # [..., N]
+    weight: list[Tensor | None]
+    shape: list[int]
+
+
+def _empty_codes(arguments: QuantizeArguments) -> Quantized:
+    num_weights, device = arguments.weight.numel(), arguments.weight.device
+    return Quantized(
+        torch.empty(-(-num_weights // 2), dtype=torch.uint8, device=device),
+        torch.empty(-(-num_weights // BLOCK_SIZE), dtype=torch.float32, device=device),
     )
-    return codes, nested_absmax, used_offset
 
 
-def _dequantize(codes: Tensor, *storage_and_dtype) -> Tensor:
-    out = _empty_dense(codes, *storage_and_dtype)
-    C.nf4_dequantize(weight=nf4_parts((codes, *storage_and_dtype)), out=out, **execution(codes))
+def _quantize(arguments: QuantizeArguments) -> Quantized:
+    result = _empty_codes(arguments)
+    C.nf4_quantize(weight=arguments.weight.contiguous(), **result._asdict(), **execution(arguments.weight))
+    return result
+
+
+def _empty_absmax_codes(arguments: QuantizeAbsmaxArguments) -> QuantizedAbsmax:
+    absmax, num_blocks = arguments.absmax, arguments.absmax.numel()
+    return QuantizedAbsmax(
+        torch.empty(num_blocks, dtype=torch.uint8, device=absmax.device),
+        absmax.new_empty(-(-num_blocks // NESTED_BLOCK_SIZE)),
+        absmax.new_empty(()),
+    )
+
+
+def _quantize_absmax(arguments: QuantizeAbsmaxArguments) -> QuantizedAbsmax:
+    absmax, result = arguments.absmax.contiguous(), _empty_absmax_codes(arguments)
+    C.nf4_quantize_absmax(
+        absmax=absmax, given_offset=arguments.given_offset, **result._asdict(), **execution(absmax)
+    )
+    return result
+
+
+def _empty_dense(arguments: DequantizeArguments) -> Tensor:
+    return torch.empty(arguments.shape, dtype=arguments.dtype, device=arguments.weight[0].device)
+
+
+def _dequantize(arguments: DequantizeArguments) -> Tensor:
+    out = _empty_dense(arguments)
+    C.nf4_dequantize(weight=nf4_parts(arguments.weight, arguments.shape), out=out, **execution(out))
     return out
 
 
-def _linear(x: Tensor, *storage_and_bias) -> Tensor:
-    if x.dim() == 0:
+def _empty_y(arguments: LinearArguments) -> Tensor:
+    return arguments.x.new_empty((*arguments.x.shape[:-1], arguments.shape[0]))
+
+
+def _linear(arguments: LinearArguments) -> Tensor:
+    if arguments.x.dim() == 0:
         raise ValueError("nf4_linear: x has shape [], expected [..., K]")
-    y = _empty_y(x, *storage_and_bias)
-    bias = storage_and_bias[7]
+    y = _empty_y(arguments)
     C.nf4_linear(
-        x=matrix(x),
-        weight=nf4_parts(storage_and_bias),
-        bias=None if bias is None else bias.contiguous(),
+        x=matrix(arguments.x),
+        weight=nf4_parts(arguments.weight, arguments.shape),
+        bias=None if arguments.bias is None else arguments.bias.contiguous(),
         y=matrix(y),
-        **execution(x),
+        **execution(y),
     )
     return y
 
 
-def _linear_backward(grad_y: Tensor, *storage) -> Tensor:
-    grad_x = _empty_grad_x(grad_y, *storage)
+def _empty_grad_x(arguments: LinearBackwardArguments) -> Tensor:
+    return arguments.grad_y.new_empty((*arguments.grad_y.shape[:-1], arguments.shape[1]))
+
+
+def _linear_backward(arguments: LinearBackwardArguments) -> Tensor:
+    grad_x = _empty_grad_x(arguments)
     C.nf4_linear_backward(
-        grad_y=matrix(grad_y), weight=nf4_parts(storage), grad_x=matrix(grad_x), **execution(grad_y)
+        grad_y=matrix(arguments.grad_y),
+        weight=nf4_parts(arguments.weight, arguments.shape),
+        grad_x=matrix(grad_x),
+        **execution(grad_x),
     )
     return grad_x
 
 
-def _keep_storage(ctx, inputs, output) -> None:
-    tensors, ctx.shape = inputs[1:6], inputs[6:8]
-    ctx.present = [tensor is not None for tensor in tensors]
-    ctx.save_for_backward(*(tensor for tensor in tensors if tensor is not None))
+def _linear_gradients(kept: SimpleNamespace, wanted: set[str], grad_y: Tensor) -> dict[str, Tensor]:
+    found = {}
+    if "x" in wanted:
+        found["x"] = _LINEAR_BACKWARD(LinearBackwardArguments(grad_y, kept.weight, kept.shape))
+    if "bias" in wanted:
+        found["bias"] = matrix(grad_y).sum(dim=0)
+    return found
 
 
-def _kept_storage(ctx) -> tuple:
-    saved = iter(ctx.saved_tensors)
-    return (*(next(saved) if present else None for present in ctx.present), *ctx.shape)
-
-
-def _linear_gradients(ctx, grad_y: Tensor) -> tuple:
-    grad_x = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        grad_x = torch.ops.pyft.nf4_linear_backward(grad_y, *_kept_storage(ctx))
-    if ctx.needs_input_grad[8]:
-        grad_bias = matrix(grad_y).sum(dim=0)
-    return (grad_x, *[None] * 7, grad_bias)
-
-
-def _linear_backward_gradients(ctx, grad_grad_x: Tensor) -> tuple:
+def _linear_backward_gradients(
+    kept: SimpleNamespace, wanted: set[str], grad_grad_x: Tensor
+) -> dict[str, Tensor]:
     """The backward is linear in dY, its gradient is the forward again."""
-    return (torch.ops.pyft.nf4_linear(grad_grad_x, *_kept_storage(ctx), None), *[None] * 7)
+    return {"grad_y": _LINEAR(LinearArguments(grad_grad_x, kept.weight, kept.shape, None))}
 
 
-for _name, _run, _fake in (
-    ("nf4_quantize", _quantize, _empty_codes),
-    ("nf4_quantize_absmax", _quantize_absmax, _empty_nested),
-    ("nf4_dequantize", _dequantize, _empty_dense),
-    ("nf4_linear", _linear, _empty_y),
-    ("nf4_linear_backward", _linear_backward, _empty_grad_x),
-):
-    _library.impl(_name, _run, "CPU")
-    _library.impl(_name, ON_CUDA.get(_name, _run), "CUDA")
-    register_fake(f"pyft::{_name}", _fake, lib=_library)
-register_autograd("pyft::nf4_linear", _linear_gradients, setup_context=_keep_storage, lib=_library)
-register_autograd(
-    "pyft::nf4_linear_backward", _linear_backward_gradients, setup_context=_keep_storage, lib=_library
+_QUANTIZE = Operation("nf4_quantize", QuantizeArguments, _empty_codes, cpu=_quantize, cuda=_quantize)
+_QUANTIZE_ABSMAX = Operation(
+    "nf4_quantize_absmax",
+    QuantizeAbsmaxArguments,
+    _empty_absmax_codes,
+    cpu=_quantize_absmax,
+    cuda=_quantize_absmax,
+)
+_DEQUANTIZE = Operation(
+    "nf4_dequantize", DequantizeArguments, _empty_dense, cpu=_dequantize, cuda=_dequantize
+)
+_LINEAR_BACKWARD = Operation(
+    "nf4_linear_backward",
+    LinearBackwardArguments,
+    _empty_grad_x,
+    cpu=_linear_backward,
+    cuda=linear_backward_on_cuda,
+    gradients=_linear_backward_gradients,
+    keeps=("weight",),
+)
+_LINEAR = Operation(
+    "nf4_linear",
+    LinearArguments,
+    _empty_y,
+    cpu=_linear,
+    cuda=linear_on_cuda,
+    gradients=_linear_gradients,
+    keeps=("weight",),
 )

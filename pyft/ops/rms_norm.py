@@ -14,12 +14,15 @@ Shapes: T rows (all leading dimensions of x together), K the width of a row.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
 
 from pyft.ops.arguments import matrix
 from pyft.ops.native import C, execution
+from pyft.ops.operation import Operation
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float, weight_offset: float = 0.0) -> Tensor:
@@ -36,40 +39,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, weight_offset: float = 0.
     Returns:
         [..., K] in x's dtype, contiguous.
     """
-    y, _ = torch.ops.pyft.rms_norm(x, weight, float(eps), float(weight_offset))
-    return y
-
-
-# ---- registration with torch -----------------------------------------------------------------------------
-
-_library = Library("pyft", "FRAGMENT")
-_library.define(
-    "rms_norm(Tensor x, Tensor weight, float eps, float weight_offset) -> (Tensor y, Tensor inverse_rms)"
-)
-_library.define(
-    "rms_norm_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor inverse_rms, float weight_offset,"
-    " bool wants_weight) -> (Tensor grad_x, Tensor grad_weight)"
-)
-
-
-def _empty_output(x: Tensor, *_) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32)
-
-
-def _norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> tuple[Tensor, Tensor]:
-    if x.dim() == 0:
-        raise ValueError("rms_norm: x has shape [], expected [..., K]")
-    y, inverse_rms = _empty_output(x)
-    C.rms_norm(
-        x=matrix(x),
-        weight=weight.contiguous(),
-        y=matrix(y),
-        inverse_rms=inverse_rms.view(-1),
-        eps=eps,
-        weight_offset=weight_offset,
-        **execution(x),
-    )
-    return y, inverse_rms
+    return _RMS_NORM(Arguments(x, weight, float(eps), float(weight_offset))).y
 
 
 def num_partials(num_rows: int, width: int) -> int:
@@ -85,56 +55,98 @@ def num_partials(num_rows: int, width: int) -> int:
     return max(1, min(-(-num_rows // 4), max(256, (1 << 18) // max(width, 1))))
 
 
-def _empty_gradients(grad_y: Tensor, x: Tensor, *rest) -> tuple[Tensor, Tensor]:
-    """Gradients to x and weight; one that is not wanted has no elements."""
-    wants_weight = rest[-1]
-    return x.new_empty(x.shape), x.new_empty(x.shape[-1] if wants_weight else 0)
+# ---- what torch knows of it ------------------------------------------------------------------------------
 
 
-def _norm_backward(
-    grad_y: Tensor, x: Tensor, weight: Tensor, inverse_rms: Tensor, weight_offset: float, wants_weight: bool
-) -> tuple[Tensor, Tensor]:
-    grad_x, grad_weight = _empty_gradients(grad_y, x, wants_weight)
-    rows = matrix(x)
+class Arguments(NamedTuple):
+    x: Tensor  # [..., K]
+    weight: Tensor  # [K]
+    eps: float
+    weight_offset: float
+
+
+class Result(NamedTuple):
+    y: Tensor  # x's shape and dtype
+    inverse_rms: Tensor  # float32 [...]: s
+
+
+class BackwardArguments(NamedTuple):
+    grad_y: Tensor
+    x: Tensor
+    weight: Tensor
+    inverse_rms: Tensor
+    weight_offset: float
+    wants_weight: bool
+
+
+class Gradients(NamedTuple):
+    grad_x: Tensor
+    grad_weight: Tensor  # without elements if not wanted
+
+
+def _empty_result(arguments: Arguments) -> Result:
+    x = arguments.x
+    return Result(x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32))
+
+
+def _rms_norm(arguments: Arguments) -> Result:
+    if arguments.x.dim() == 0:
+        raise ValueError("rms_norm: x has shape [], expected [..., K]")
+    result = _empty_result(arguments)
+    C.rms_norm(
+        x=matrix(arguments.x),
+        weight=arguments.weight.contiguous(),
+        y=matrix(result.y),
+        inverse_rms=result.inverse_rms.view(-1),
+        eps=arguments.eps,
+        weight_offset=arguments.weight_offset,
+        **execution(arguments.x),
+    )
+    return result
+
+
+def _empty_gradients(arguments: BackwardArguments) -> Gradients:
+    x = arguments.x
+    return Gradients(x.new_empty(x.shape), x.new_empty(x.shape[-1] if arguments.wants_weight else 0))
+
+
+def _rms_norm_backward(arguments: BackwardArguments) -> Gradients:
+    gradients, rows = _empty_gradients(arguments), matrix(arguments.x)
     partials = None
-    if wants_weight:
-        partials = x.new_empty((num_partials(*rows.shape), rows.shape[1]), dtype=torch.float32)
+    if arguments.wants_weight:
+        partials = rows.new_empty((num_partials(*rows.shape), rows.shape[1]), dtype=torch.float32)
     C.rms_norm_backward(
-        grad_y=matrix(grad_y),
+        grad_y=matrix(arguments.grad_y),
         x=rows,
-        weight=weight.contiguous(),
-        inverse_rms=inverse_rms.reshape(-1),
-        grad_x=matrix(grad_x),
-        grad_weight=grad_weight if wants_weight else None,
+        weight=arguments.weight.contiguous(),
+        inverse_rms=arguments.inverse_rms.reshape(-1),
+        grad_x=matrix(gradients.grad_x),
+        grad_weight=gradients.grad_weight if arguments.wants_weight else None,
         partials=partials,
-        weight_offset=weight_offset,
-        **execution(x),
+        weight_offset=arguments.weight_offset,
+        **execution(rows),
     )
-    return grad_x, grad_weight
+    return gradients
 
 
-def _keep(ctx, inputs, output) -> None:
-    x, weight, _, ctx.weight_offset = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, output[1])
-
-
-def _gradients(ctx, grad_y: Tensor | None, _grad_stats: None) -> tuple:
-    if grad_y is None:
-        return (None,) * 4
-    wants_x, wants_weight = ctx.needs_input_grad[:2]
-    grad_x, grad_weight = torch.ops.pyft.rms_norm_backward(
-        grad_y, *ctx.saved_tensors, ctx.weight_offset, wants_weight
+def _gradients(kept: SimpleNamespace, wanted: set[str], grad_y: Tensor) -> dict[str, Tensor]:
+    found = _RMS_NORM_BACKWARD(
+        BackwardArguments(
+            grad_y, kept.x, kept.weight, kept.inverse_rms, kept.weight_offset, "weight" in wanted
+        )
     )
-    return (grad_x if wants_x else None, grad_weight if wants_weight else None, None, None)
+    return {"x": found.grad_x, "weight": found.grad_weight}
 
 
-for _name, _run, _fake in (
-    ("rms_norm", _norm, _empty_output),
-    ("rms_norm_backward", _norm_backward, _empty_gradients),
-):
-    _library.impl(_name, _run, "CPU")
-    _library.impl(_name, _run, "CUDA")
-    register_fake(f"pyft::{_name}", _fake, lib=_library)
-register_autograd("pyft::rms_norm", _gradients, setup_context=_keep, lib=_library)
+_RMS_NORM_BACKWARD = Operation(
+    "rms_norm_backward", BackwardArguments, _empty_gradients, cpu=_rms_norm_backward, cuda=_rms_norm_backward
+)
+_RMS_NORM = Operation(
+    "rms_norm",
+    Arguments,
+    _empty_result,
+    cpu=_rms_norm,
+    cuda=_rms_norm,
+    gradients=_gradients,
+    keeps=("x", "weight", "inverse_rms"),
+)

@@ -14,11 +14,14 @@ Shapes: B rows of T tokens, H query heads, G key heads, D head size, R rotated e
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
 
 from pyft.ops.native import C, execution
+from pyft.ops.operation import Operation
 
 
 def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,24 +46,31 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     for name, table in (("cos", cos), ("sin", sin)):
         if table.requires_grad:
             raise ValueError(f"rotary: {name} requires a gradient; angles do not train")
-    return torch.ops.pyft.rotary(q, k, cos, sin, False)
+    return tuple(_ROTARY(Arguments(q, k, cos, sin, transposed=False)))
 
 
-# ---- registration with torch -----------------------------------------------------------------------------
+# ---- what torch knows of it ------------------------------------------------------------------------------
 
-_library = Library("pyft", "FRAGMENT")
-_library.define(
-    "rotary(Tensor q, Tensor k, Tensor cos, Tensor sin, bool transposed)"
-    " -> (Tensor rotated_q, Tensor rotated_k)"
-)
+
+class Arguments(NamedTuple):
+    q: Tensor  # [B, H, T, D]
+    k: Tensor  # [B, G, T, D]
+    cos: Tensor  # [B or 1, T, R]
+    sin: Tensor
+    transposed: bool  # the gradient's rotation
+
+
+class Rotated(NamedTuple):
+    rotated_q: Tensor
+    rotated_k: Tensor
 
 
 def _entries_together(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 0 or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _empty_output(q: Tensor, k: Tensor, *_) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(_entries_together(q)), torch.empty_like(_entries_together(k))
+def _empty_rotated(arguments: Arguments) -> Rotated:
+    return Rotated(*(torch.empty_like(_entries_together(heads)) for heads in (arguments.q, arguments.k)))
 
 
 def _table(table: Tensor, q: Tensor) -> Tensor:
@@ -70,32 +80,31 @@ def _table(table: Tensor, q: Tensor) -> Tensor:
     return table
 
 
-def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
-    q, k = _entries_together(q), _entries_together(k)
-    rotated_q, rotated_k = _empty_output(q, k)
+def _rotary(arguments: Arguments) -> Rotated:
+    result = _empty_rotated(arguments)
     C.rotary(
-        q=q,
-        k=k,
-        cos=_table(cos, q),
-        sin=_table(sin, q),
-        rotated_q=rotated_q,
-        rotated_k=rotated_k,
-        transposed=transposed,
-        **execution(q),
+        q=_entries_together(arguments.q),
+        k=_entries_together(arguments.k),
+        cos=_table(arguments.cos, arguments.q),
+        sin=_table(arguments.sin, arguments.q),
+        **result._asdict(),
+        transposed=arguments.transposed,
+        **execution(arguments.q),
     )
-    return rotated_q, rotated_k
+    return result
 
 
-def _keep(ctx, inputs, output) -> None:
-    ctx.transposed = inputs[4]
-    ctx.save_for_backward(*inputs[2:4])
+def _gradients(kept: SimpleNamespace, wanted: set[str], grad_q: Tensor, grad_k: Tensor) -> dict[str, Tensor]:
+    found = _ROTARY(Arguments(grad_q, grad_k, kept.cos, kept.sin, not kept.transposed))
+    return {"q": found.rotated_q, "k": found.rotated_k}
 
 
-def _gradients(ctx, grad_q: Tensor, grad_k: Tensor) -> tuple:
-    return (*torch.ops.pyft.rotary(grad_q, grad_k, *ctx.saved_tensors, not ctx.transposed), None, None, None)
-
-
-_library.impl("rotary", _rotary, "CPU")
-_library.impl("rotary", _rotary, "CUDA")
-register_fake("pyft::rotary", _empty_output, lib=_library)
-register_autograd("pyft::rotary", _gradients, setup_context=_keep, lib=_library)
+_ROTARY = Operation(
+    "rotary",
+    Arguments,
+    _empty_rotated,
+    cpu=_rotary,
+    cuda=_rotary,
+    gradients=_gradients,
+    keeps=("cos", "sin"),
+)

@@ -10,11 +10,13 @@ Entry by entry, in float32, rounded once. Kept for the backward: gate and up; si
 
 from __future__ import annotations
 
-import torch
+from types import SimpleNamespace
+from typing import NamedTuple
+
 from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
 
 from pyft.ops.native import C, execution
+from pyft.ops.operation import Operation
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -29,58 +31,58 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     Returns:
         gate's dtype and shape, contiguous.
     """
-    return torch.ops.pyft.swiglu(gate, up)
+    return _SWIGLU(Arguments(gate, up))
 
 
-# ---- registration with torch -----------------------------------------------------------------------------
-
-_library = Library("pyft", "FRAGMENT")
-_library.define("swiglu(Tensor gate, Tensor up) -> Tensor")
-_library.define(
-    "swiglu_backward(Tensor grad_y, Tensor gate, Tensor up) -> (Tensor grad_gate, Tensor grad_up)"
-)
+# ---- what torch knows of it ------------------------------------------------------------------------------
 
 
-def _empty_output(gate: Tensor, up: Tensor) -> Tensor:
-    return gate.new_empty(gate.shape)
+class Arguments(NamedTuple):
+    gate: Tensor
+    up: Tensor
 
 
-def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    y = _empty_output(gate, up)
-    C.swiglu(gate=gate.contiguous(), up=up.contiguous(), y=y, **execution(gate))
+class BackwardArguments(NamedTuple):
+    grad_y: Tensor
+    gate: Tensor
+    up: Tensor
+
+
+class Gradients(NamedTuple):
+    grad_gate: Tensor
+    grad_up: Tensor
+
+
+def _empty_y(arguments: Arguments) -> Tensor:
+    return arguments.gate.new_empty(arguments.gate.shape)
+
+
+def _swiglu(arguments: Arguments) -> Tensor:
+    y = _empty_y(arguments)
+    C.swiglu(gate=arguments.gate.contiguous(), up=arguments.up.contiguous(), y=y, **execution(y))
     return y
 
 
-def _empty_gradients(grad_y: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    return gate.new_empty(gate.shape), gate.new_empty(gate.shape)
+def _empty_gradients(arguments: BackwardArguments) -> Gradients:
+    gate = arguments.gate
+    return Gradients(gate.new_empty(gate.shape), gate.new_empty(gate.shape))
 
 
-def _swiglu_backward(grad_y: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    grad_gate, grad_up = _empty_gradients(grad_y, gate, up)
-    C.swiglu_backward(
-        grad_y=grad_y.contiguous(),
-        gate=gate.contiguous(),
-        up=up.contiguous(),
-        grad_gate=grad_gate,
-        grad_up=grad_up,
-        **execution(gate),
-    )
-    return grad_gate, grad_up
+def _swiglu_backward(arguments: BackwardArguments) -> Gradients:
+    gradients = _empty_gradients(arguments)
+    tensors = {name: tensor.contiguous() for name, tensor in arguments._asdict().items()}
+    C.swiglu_backward(**tensors, **gradients._asdict(), **execution(arguments.gate))
+    return gradients
 
 
-def _keep(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
+def _gradients(kept: SimpleNamespace, wanted: set[str], grad_y: Tensor) -> dict[str, Tensor]:
+    found = _SWIGLU_BACKWARD(BackwardArguments(grad_y, kept.gate, kept.up))
+    return {"gate": found.grad_gate, "up": found.grad_up}
 
 
-def _gradients(ctx, grad_y: Tensor) -> tuple:
-    return torch.ops.pyft.swiglu_backward(grad_y, *ctx.saved_tensors)
-
-
-for _name, _run, _fake in (
-    ("swiglu", _swiglu, _empty_output),
-    ("swiglu_backward", _swiglu_backward, _empty_gradients),
-):
-    _library.impl(_name, _run, "CPU")
-    _library.impl(_name, _run, "CUDA")
-    register_fake(f"pyft::{_name}", _fake, lib=_library)
-register_autograd("pyft::swiglu", _gradients, setup_context=_keep, lib=_library)
+_SWIGLU_BACKWARD = Operation(
+    "swiglu_backward", BackwardArguments, _empty_gradients, cpu=_swiglu_backward, cuda=_swiglu_backward
+)
+_SWIGLU = Operation(
+    "swiglu", Arguments, _empty_y, cpu=_swiglu, cuda=_swiglu, gradients=_gradients, keeps=("gate", "up")
+)

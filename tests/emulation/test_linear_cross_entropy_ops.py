@@ -267,7 +267,7 @@ def test_opcheck(emulated_ops):
     terms = [0.5, 5.0, 0.1, 0.01]
     for num_targets in (None, count(targets)):
         torch.library.opcheck(
-            torch.ops.pyft.linear_cross_entropy_on_cuda,
+            torch.ops.pyft.linear_cross_entropy,
             (*inputs, targets, -100, terms, [True, True, True], num_targets),
             test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
         )

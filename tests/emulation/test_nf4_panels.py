@@ -44,7 +44,7 @@ def test_products(emulated_ops, monkeypatch, forward, dtype, accumulate, panel_b
     exact = given.double() @ operand.double() + add
     torchs = (given @ operand) + (0.0 if out is None else out) + options.get("bias", 0.0)
     ours = torch.full_like(torchs, float("nan")) if out is None else out.clone()
-    run(forward, given, nf4_parts((*weight[:5], *weight.shape)), ours, **options)
+    run(forward, given, nf4_parts(weight.parts, weight.shape), ours, **options)
     assert_close_to_reference(ours, exact, torchs)
 
 
@@ -57,7 +57,7 @@ def test_sizes_that_have_no_panels_of_columns(emulated_ops, monkeypatch, shape, 
     for tokens in (0, 3):
         given = random(tokens, shape[forward], seed=2, dtype=torch.float32)
         ours = torch.full((tokens, shape[1 - forward]), float("nan"))
-        run(forward, given, nf4_parts((*weight[:5], *weight.shape)), ours, accumulate=False)
+        run(forward, given, nf4_parts(weight.parts, weight.shape), ours, accumulate=False)
         torch.testing.assert_close(ours, given @ (dense.T if forward else dense))
 
 
@@ -67,7 +67,7 @@ def test_nothing_but_the_rows_of_y_is_touched(emulated_ops, monkeypatch):
     weight = reference.nf4_quantize(random(130, 64, seed=1, dtype=torch.float32))
     x, wide = random(5, 64, seed=2, dtype=torch.float32), torch.full((5, 200), 7.0)
     nf4_dequantized.linear_dequantized(
-        x, nf4_parts((*weight[:5], *weight.shape)), wide[:, 40:170], accumulate=False
+        x, nf4_parts(weight.parts, weight.shape), wide[:, 40:170], accumulate=False
     )
     torch.testing.assert_close(wide[:, 40:170], x @ reference.nf4_dequantize(weight).T)
     assert (wide[:, :40] == 7).all() and (wide[:, 170:] == 7).all()

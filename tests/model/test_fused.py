@@ -17,6 +17,7 @@ from pyft.model.attention import NAME, register_packed_attention
 from pyft.model.forward import forward_hidden
 from pyft.model.layers.fused import FusedMLP, FusedRMSNorm, describe_fused, fuse_activations
 from pyft.model.load import enable_gradient_checkpointing, load_model
+from pyft.ops import native
 from pyft.ops import rotary as rotary_module
 
 # Of two layers: norms, MLPs, rotary embeddings, and what stays.
@@ -198,20 +199,18 @@ def test_an_mlp_that_does_something_else_is_kept(change):
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])
 def test_the_last_product_of_a_block_is_not_recomputed(tmp_path, quantization, monkeypatch):
-    import pyft.ops.lora as lora
-
     saved_model(tmp_path, "llama")
     model = load_model(tmp_path, dtype=torch.float32, quantization=quantization)
     attach_adapters(model, r=4, lora_alpha=8, lora_dropout=0.0, seed=0)
     enable_gradient_checkpointing(model)
     model.train()
-    widths, multiply = [], lora._multiply
+    widths, multiply = [], native.C.lora_linear
 
-    def counted(x, *rest):
-        widths.append((x.shape[1], rest[4].shape[1]))
-        return multiply(x, *rest)
+    def counted(**arguments):
+        widths.append((arguments["x"].shape[1], arguments["y"].shape[1]))
+        multiply(**arguments)
 
-    monkeypatch.setattr(lora, "_multiply", counted)
+    monkeypatch.setattr(native.C, "lora_linear", counted)
     hidden = forward_hidden(model, pack(random_samples([7, 12])))
     forward = list(widths)
     widths.clear()

@@ -259,10 +259,10 @@ def test_opcheck():
     frozen = [tensor.detach() for tensor in inputs]
     for op, arguments in (
         (torch.ops.pyft.cross_entropy, (random(7, 11), targets, -100, 0.1, 0.01)),
-        (torch.ops.pyft.linear_cross_entropy, (*inputs, -100, terms, all_three)),
+        (torch.ops.pyft.linear_cross_entropy, (*inputs, -100, terms, all_three, None)),
         (
             torch.ops.pyft.linear_cross_entropy,
-            (hidden, head, None, targets, -100, terms, [True, True, False]),
+            (hidden, head, None, targets, -100, terms, [True, True, False], None),
         ),
         (torch.ops.pyft.linear_cross_entropy_forward, (*inputs[:3], torch.arange(7), -100, terms, 4)),
         (

@@ -22,8 +22,7 @@ Shapes: T tokens, R rows worked on, K hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +30,9 @@ from torch import Tensor
 from pyft.ops.cuda.linear_cross_entropy_plan import Plan, plan_linear_cross_entropy
 from pyft.ops.cuda.matmul import multiply
 from pyft.ops.native import C, Execution, execution
+
+if TYPE_CHECKING:
+    from pyft.ops.linear_cross_entropy import Arguments
 
 
 class _Call(NamedTuple):
@@ -50,35 +52,33 @@ class _Call(NamedTuple):
     where: Execution
 
 
-def _loss_and_gradients(
-    hidden: Tensor,
-    head_weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    ignore_index: int,
-    terms: list[float],
-    wanted: list[bool],
-    num_targets: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    hidden, head_weight, targets = hidden.contiguous(), head_weight.contiguous(), targets.contiguous()
-    bias = None if bias is None else bias.contiguous()
+def loss_and_gradients_on_cuda(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss and gradients; what `pyft.ops.linear_cross_entropy` registers for CUDA."""
+    hidden, head_weight = arguments.hidden.contiguous(), arguments.head_weight.contiguous()
+    bias = None if arguments.bias is None else arguments.bias.contiguous()
+    targets, num_targets, wanted = arguments.targets.contiguous(), arguments.num_targets, arguments.wanted
     C.check_linear_cross_entropy(
-        hidden=hidden, head_weight=head_weight, bias=bias, targets=targets, terms=terms
+        hidden=hidden, head_weight=head_weight, bias=bias, targets=targets, terms=arguments.terms
     )
     num_rows = targets.shape[0] if num_targets is None else num_targets
     plan = plan_linear_cross_entropy(
-        num_rows, *reversed(head_weight.shape), hidden.dtype, wanted=wanted, smooths=terms[2] != 0
+        num_rows,
+        *reversed(head_weight.shape),
+        hidden.dtype,
+        wanted=wanted,
+        smooths=arguments.terms[2] != 0,
     )
     rows, row_targets = (targets.new_empty(num_rows) for _ in range(2))
     row_losses = hidden.new_empty(num_rows + 1, dtype=torch.float32)  # the last: counted_rows' verdict
+    where = execution(hidden)
     C.counted_rows(
         targets=targets,
         rows=rows,
         row_targets=row_targets,
         verdict=row_losses[num_rows:],
-        ignore_index=ignore_index,
+        ignore_index=arguments.ignore_index,
         is_exact=num_targets is not None,
-        **execution(hidden),
+        **where,
     )
     gradients = _empty_gradients(hidden, head_weight, bias, wanted, plan)
     call = _Call(
@@ -90,8 +90,8 @@ def _loss_and_gradients(
         row_targets,
         row_losses[:num_rows],
         *(g if w else None for g, w in zip(gradients, wanted, strict=True)),
-        {"ignore_index": ignore_index, "terms": terms},
-        execution(hidden),
+        {"ignore_index": arguments.ignore_index, "terms": arguments.terms},
+        where,
     )
     (_run_panels if plan.by_panels else _run_chunks)(call)
     return row_losses.sum(dtype=torch.float64).float(), *gradients
@@ -199,6 +199,3 @@ def _run_chunks(call: _Call) -> None:
         call.grad_head.copy_(head_sum)
     if bias_sum is not None:
         call.grad_bias.copy_(bias_sum)
-
-
-ON_CUDA: dict[str, Callable] = {"linear_cross_entropy_on_cuda": _loss_and_gradients}

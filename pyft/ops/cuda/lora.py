@@ -19,166 +19,190 @@ count with all their 24 bits (csrc/cuda/device/split_float.h).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyft.ops.arguments import matrix, nf4_parts
+from pyft.ops.arguments import lora_base, matrix
 from pyft.ops.cuda.nf4_dequantized import backward_dequantized, linear_dequantized
-from pyft.ops.cuda.nf4_few_tokens import backward_few_tokens, is_aligned, linear_few_tokens, takes_few_tokens
-from pyft.ops.native import C, execution
+from pyft.ops.cuda.nf4_few_tokens import backward_few_tokens, fits_few_tokens, linear_few_tokens
+from pyft.ops.native import C, Execution, execution
+
+if TYPE_CHECKING:
+    from pyft.ops.lora import Arguments, BackwardArguments
 
 
-def _base(base: Sequence, x: Tensor) -> Tensor | tuple:
-    """The seven flat arguments as one weight: dense in x's dtype, or the parts of NF4."""
-    return base[0].to(x.dtype).contiguous() if base[0].is_floating_point() else nf4_parts(base)
-
-
-def _takes_few_tokens(rows: Tensor, weight: Tensor | tuple, *, is_backward: bool) -> bool:
-    """Whether one kernel takes the base product."""
-    if isinstance(weight, Tensor):
-        return False
-    aligned = is_aligned(rows, weight)
-    return takes_few_tokens(
-        rows.dtype, rows.shape[0], *weight[5], is_backward=is_backward, is_aligned=aligned
+def linear_on_cuda(arguments: Arguments) -> Tensor:
+    """y; what `pyft.ops.lora` registers for CUDA."""
+    layer = _Layer.of(arguments)
+    x, weight, lora_A, lora_B = layer.x, layer.weight, layer.lora_A, layer.lora_B
+    bias = None if arguments.bias is None else arguments.bias.contiguous()
+    C.check_lora_linear(
+        x=x, weight=weight, bias=bias, lora_A=lora_A, lora_B=lora_B, dropout=layer.drop["dropout"]
     )
+    projected = layer.project()
+    y = arguments.x.new_empty((*arguments.x.shape[:-1], lora_B.shape[0]))
+    out = matrix(y)
+    if fits_few_tokens(x, weight, is_backward=False):
+        if _is_taken_along(projected, lora_B):
+            linear_few_tokens(x, weight, out, bias=bias, projected=projected, lora_B=lora_B)
+        else:
+            linear_few_tokens(x, weight, out, bias=bias)
+            layer.expand(projected, None, out, accumulate=True)
+        return y
+    layer.expand(projected, bias, out, accumulate=False)
+    if isinstance(weight, Tensor):
+        out.addmm_(x, weight.T)
+    else:
+        linear_dequantized(x, weight, out, accumulate=True)
+    return y
 
 
-def _is_taken_along(narrow: Tensor, matrix: Tensor, rank: int) -> bool:
-    """Whether that kernel takes the addition too."""
-    return rank % 4 == 0 and rank <= 64 and narrow.data_ptr() % 16 == 0 and matrix.data_ptr() % 16 == 0
+def linear_backward_on_cuda(arguments: BackwardArguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to x, A and B; those that are not wanted have no elements."""
+    layer, grad_y = _Layer.of(arguments), matrix(arguments.grad_y)
+    wants_x, wants_A, wants_B = arguments.wanted
+    projected = layer.project() if wants_B else None
+    grad_projected = layer.narrow() if wants_x or wants_A else None
+    grad_B = layer.differentiate_B(grad_y, projected, grad_projected)
+    grad_x = layer.differentiate_x(grad_y, grad_projected) if wants_x else layer.x.new_empty(0)
+    grad_A = layer.differentiate_A(grad_projected) if wants_A else layer.lora_A.new_empty(0)
+    if grad_B is None:
+        grad_B = layer.lora_B.new_empty(0)
+    return grad_x.view(arguments.x.shape) if wants_x else grad_x, grad_A, grad_B
+
+
+class _Layer(NamedTuple):
+    """One call's inputs, contiguous, and the kernels for what is low-rank in it.
+
+    Attributes:
+        x: [T, K].
+        weight: dense, in x's dtype, or the parts of an NF4 one.
+        lora_A: [R, K].
+        lora_B: [N, R].
+        scaling: of S and dS.
+        drop: dropout's probability and seed.
+        where: the call runs.
+    """
+
+    x: Tensor
+    weight: Tensor | tuple
+    lora_A: Tensor
+    lora_B: Tensor
+    scaling: float
+    drop: dict[str, float | int]
+    where: Execution
+
+    @classmethod
+    def of(cls, arguments: Arguments | BackwardArguments) -> _Layer:
+        weight = lora_base(arguments.weight, arguments.shape)
+        return cls(
+            matrix(arguments.x),
+            weight.to(arguments.x.dtype) if isinstance(weight, Tensor) else weight,
+            arguments.lora_A.contiguous(),
+            arguments.lora_B.contiguous(),
+            arguments.scaling,
+            {"dropout": arguments.dropout, "seed": arguments.seed},
+            execution(arguments.x),
+        )
+
+    def narrow(self) -> Tensor:
+        """Memory for S or dS, float32 [T, R]."""
+        return self.x.new_empty((self.x.shape[0], self.lora_A.shape[0]), dtype=torch.float32)
+
+    def plan(self, wide: Tensor) -> dict[str, int]:
+        return C.plan_lora(num_tokens=wide.shape[0], num_columns=wide.shape[1], rank=self.lora_A.shape[0])
+
+    def project(self) -> Tensor:
+        """S."""
+        projected = self.narrow()
+        C.lora_project(
+            x=self.x,
+            lora_A=self.lora_A,
+            projected=projected,
+            workspace=_workspace(self.plan(self.x)["project_parts"], projected),
+            scaling=self.scaling,
+            **self.drop,
+            **self.where,
+        )
+        return projected
+
+    def expand(self, projected: Tensor, bias: Tensor | None, y: Tensor, *, accumulate: bool) -> None:
+        """y = [y +] S B^T + bias."""
+        C.lora_expand(
+            projected=projected, lora_B=self.lora_B, bias=bias, y=y, accumulate=accumulate, **self.where
+        )
+
+    def differentiate_B(
+        self, grad_y: Tensor, projected: Tensor | None, grad_projected: Tensor | None
+    ) -> Tensor | None:
+        """Fill dS where there is a tensor for it; dB where S is given."""
+        plan = self.plan(grad_y)
+        grad_B = None if projected is None else torch.empty_like(self.lora_B)
+        row_parts = plan["project_parts" if grad_B is None else "row_parts"]
+        C.lora_grad(
+            grad_y=grad_y,
+            lora_B=self.lora_B,
+            projected=projected,
+            grad_projected=grad_projected,
+            grad_B=grad_B,
+            row_workspace=_workspace(row_parts, grad_projected),
+            column_workspace=_workspace(plan["column_parts"], grad_B),
+            scaling=self.scaling,
+            **self.where,
+        )
+        return grad_B
+
+    def differentiate_A(self, grad_projected: Tensor) -> Tensor:
+        grad_A = torch.empty_like(self.lora_A)
+        C.lora_grad_A(
+            x=self.x,
+            grad_projected=grad_projected,
+            grad_A=grad_A,
+            workspace=_workspace(self.plan(self.x)["column_parts"], grad_A),
+            **self.drop,
+            **self.where,
+        )
+        return grad_A
+
+    def differentiate_x(self, grad_y: Tensor, grad_projected: Tensor) -> Tensor:
+        weight, lora_A = self.weight, self.lora_A
+        grad_x = torch.empty_like(self.x)
+        if fits_few_tokens(grad_y, weight, is_backward=True):
+            if self.drop["dropout"] == 0.0 and _is_taken_along(grad_projected, lora_A):
+                backward_few_tokens(grad_y, weight, grad_x, grad_projected=grad_projected, lora_A=lora_A)
+            else:
+                backward_few_tokens(grad_y, weight, grad_x)
+                self.expand_backward(grad_projected, grad_x, accumulate=True)
+            return grad_x
+        self.expand_backward(grad_projected, grad_x, accumulate=False)
+        if isinstance(weight, Tensor):
+            grad_x.addmm_(grad_y, weight)
+        else:
+            backward_dequantized(grad_y, weight, grad_x, accumulate=True)
+        return grad_x
+
+    def expand_backward(self, grad_projected: Tensor, grad_x: Tensor, *, accumulate: bool) -> None:
+        """dX = [dX +] drop'(dS A)."""
+        C.lora_expand_backward(
+            grad_projected=grad_projected,
+            lora_A=self.lora_A,
+            grad_x=grad_x,
+            accumulate=accumulate,
+            **self.drop,
+            **self.where,
+        )
+
+
+def _is_taken_along(narrow: Tensor, factor: Tensor) -> bool:
+    """Whether the kernel for few tokens takes the addition too: S and B, or dS and A."""
+    rank = narrow.shape[1]
+    return rank % 4 == 0 and rank <= 64 and narrow.data_ptr() % 16 == 0 and factor.data_ptr() % 16 == 0
 
 
 def _workspace(num_parts: int, result: Tensor | None) -> Tensor | None:
     """Memory for the parts of a sum, None where it has one part or is not wanted."""
     if num_parts == 1 or result is None:
         return None
-    return torch.empty((num_parts, *result.shape), dtype=torch.float32, device=result.device)
-
-
-def _plan(wide: Tensor, rank: int) -> dict[str, int]:
-    return C.plan_lora(num_tokens=wide.shape[0], num_columns=wide.shape[1], rank=rank)
-
-
-def _narrow(wide: Tensor, rank: int) -> Tensor:
-    return torch.empty((wide.shape[0], rank), dtype=torch.float32, device=wide.device)
-
-
-def _project(x: Tensor, lora_A: Tensor, scaling: float, dropout: float, seed: int) -> Tensor:
-    projected = _narrow(x, lora_A.shape[0])
-    C.lora_project(
-        x=x,
-        lora_A=lora_A,
-        projected=projected,
-        workspace=_workspace(_plan(x, lora_A.shape[0])["project_parts"], projected),
-        scaling=scaling,
-        dropout=dropout,
-        seed=seed,
-        **execution(x),
-    )
-    return projected
-
-
-def _linear(handle: Tensor, x: Tensor, *rest) -> Tensor:
-    base, (lora_A, lora_B, bias, scaling, dropout, seed) = rest[:7], rest[7:]
-    rows, weight = matrix(x), _base(base, x)
-    lora_A, lora_B = lora_A.contiguous(), lora_B.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    C.check_lora_linear(x=rows, weight=weight, bias=bias, lora_A=lora_A, lora_B=lora_B, dropout=dropout)
-    projected = _project(rows, lora_A, scaling, dropout, seed)
-    add = {"projected": projected, "lora_B": lora_B, **execution(x)}
-    y = x.new_empty(handle.shape)
-    out = matrix(y)
-    if _takes_few_tokens(rows, weight, is_backward=False):
-        if _is_taken_along(projected, lora_B, lora_A.shape[0]):
-            linear_few_tokens(rows, weight, out, bias=bias, projected=projected, lora_B=lora_B)
-        else:
-            linear_few_tokens(rows, weight, out, bias=bias)
-            C.lora_expand(y=out, bias=None, accumulate=True, **add)
-        return y
-    C.lora_expand(y=out, bias=bias, accumulate=False, **add)
-    if isinstance(weight, Tensor):
-        out.addmm_(rows, weight.T)
-    else:
-        linear_dequantized(rows, weight, out, accumulate=True)
-    return y
-
-
-def _grad_B(
-    grad_y: Tensor, lora_B: Tensor, projected: Tensor | None, grad_projected: Tensor | None, scaling: float
-) -> Tensor | None:
-    """Fill dS where there is a tensor for it; dB where S is given."""
-    plan = _plan(grad_y, lora_B.shape[1])
-    grad_B = None if projected is None else torch.empty_like(lora_B)
-    row_parts = plan["project_parts" if grad_B is None else "row_parts"]
-    C.lora_grad(
-        grad_y=grad_y,
-        lora_B=lora_B,
-        projected=projected,
-        grad_projected=grad_projected,
-        grad_B=grad_B,
-        row_workspace=_workspace(row_parts, grad_projected),
-        column_workspace=_workspace(plan["column_parts"], grad_B),
-        scaling=scaling,
-        **execution(grad_y),
-    )
-    return grad_B
-
-
-def _grad_A(x: Tensor, grad_projected: Tensor, dropout: float, seed: int) -> Tensor:
-    rank = grad_projected.shape[1]
-    grad_A = torch.empty((rank, x.shape[1]), dtype=torch.float32, device=x.device)
-    C.lora_grad_A(
-        x=x,
-        grad_projected=grad_projected,
-        grad_A=grad_A,
-        workspace=_workspace(_plan(x, rank)["column_parts"], grad_A),
-        dropout=dropout,
-        seed=seed,
-        **execution(x),
-    )
-    return grad_A
-
-
-def _grad_x(
-    grad_y: Tensor, base: Sequence, grad_projected: Tensor, lora_A: Tensor, dropout: float, seed: int
-) -> Tensor:
-    weight = _base(base, grad_y)
-    add = {"grad_projected": grad_projected, "lora_A": lora_A, "dropout": dropout, "seed": seed}
-    add |= execution(grad_y)
-    grad_x = grad_y.new_empty((grad_y.shape[0], lora_A.shape[1]))
-    if _takes_few_tokens(grad_y, weight, is_backward=True):
-        if dropout == 0.0 and _is_taken_along(grad_projected, lora_A, lora_A.shape[0]):
-            backward_few_tokens(grad_y, weight, grad_x, grad_projected=grad_projected, lora_A=lora_A)
-        else:
-            backward_few_tokens(grad_y, weight, grad_x)
-            C.lora_expand_backward(grad_x=grad_x, accumulate=True, **add)
-        return grad_x
-    C.lora_expand_backward(grad_x=grad_x, accumulate=False, **add)
-    if isinstance(weight, Tensor):
-        grad_x.addmm_(grad_y, weight)
-    else:
-        backward_dequantized(grad_y, weight, grad_x, accumulate=True)
-    return grad_x
-
-
-def _linear_backward(grad_y: Tensor, x: Tensor, *rest) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to x, A and B; those that are not wanted have no elements."""
-    base, (lora_A, lora_B, scaling, dropout, seed, wants_x, wants_A, wants_B) = rest[:7], rest[7:]
-    rows, grad_rows = matrix(x), matrix(grad_y)
-    lora_A, lora_B = lora_A.contiguous(), lora_B.contiguous()
-    projected = _project(rows, lora_A, scaling, dropout, seed) if wants_B else None
-    grad_projected = _narrow(rows, lora_A.shape[0]) if wants_x or wants_A else None
-    grad_B = _grad_B(grad_rows, lora_B, projected, grad_projected, scaling)
-    nothing = lora_A.new_empty(0)
-    return (
-        _grad_x(grad_rows, base, grad_projected, lora_A, dropout, seed).view(x.shape)
-        if wants_x
-        else x.new_empty(0),
-        _grad_A(rows, grad_projected, dropout, seed) if wants_A else nothing,
-        nothing.clone() if grad_B is None else grad_B,
-    )
-
-
-ON_CUDA: dict[str, Callable] = {"lora_linear": _linear, "lora_linear_backward": _linear_backward}
+    return result.new_empty((num_parts, *result.shape))

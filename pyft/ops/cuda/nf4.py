@@ -6,48 +6,44 @@ else          panels of the weight, dequantised and multiplied by torch (pyft.op
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pyft.ops.arguments import matrix, nf4_parts
 from pyft.ops.cuda.nf4_dequantized import backward_dequantized, linear_dequantized
-from pyft.ops.cuda.nf4_few_tokens import backward_few_tokens, is_aligned, linear_few_tokens, takes_few_tokens
+from pyft.ops.cuda.nf4_few_tokens import backward_few_tokens, fits_few_tokens, linear_few_tokens
+
+if TYPE_CHECKING:
+    from pyft.ops.nf4 import LinearArguments, LinearBackwardArguments
 
 
-def _linear(x: Tensor, *storage_and_bias) -> Tensor:
-    *storage, bias = storage_and_bias
-    _check("nf4_linear", "x", x, storage[6])
-    _check_bias(bias, x, storage[5])
-    weight, rows = nf4_parts(storage), matrix(x)
-    y = x.new_empty((*x.shape[:-1], storage[5]))
-    if _takes_few_tokens(rows, weight, is_backward=False):
+def linear_on_cuda(arguments: LinearArguments) -> Tensor:
+    """y; what `pyft.ops.nf4` registers for CUDA."""
+    x, bias, (num_rows, num_columns) = arguments.x, arguments.bias, arguments.shape
+    _check("nf4_linear", "x", x, num_columns)
+    _check_bias(bias, x, num_rows)
+    weight, rows = nf4_parts(arguments.weight, arguments.shape), matrix(x)
+    y = x.new_empty((*x.shape[:-1], num_rows))
+    if fits_few_tokens(rows, weight, is_backward=False):
         linear_few_tokens(rows, weight, matrix(y), bias=bias)
     else:
         linear_dequantized(rows, weight, matrix(y), accumulate=False, bias=bias)
     return y
 
 
-def _linear_backward(grad_y: Tensor, *storage) -> Tensor:
-    _check("nf4_linear_backward", "grad_y", grad_y, storage[5])
-    weight, rows = nf4_parts(storage), matrix(grad_y)
-    grad_x = grad_y.new_empty((*grad_y.shape[:-1], storage[6]))
-    if _takes_few_tokens(rows, weight, is_backward=True):
+def linear_backward_on_cuda(arguments: LinearBackwardArguments) -> Tensor:
+    """dX."""
+    grad_y, (num_rows, num_columns) = arguments.grad_y, arguments.shape
+    _check("nf4_linear_backward", "grad_y", grad_y, num_rows)
+    weight, rows = nf4_parts(arguments.weight, arguments.shape), matrix(grad_y)
+    grad_x = grad_y.new_empty((*grad_y.shape[:-1], num_columns))
+    if fits_few_tokens(rows, weight, is_backward=True):
         backward_few_tokens(rows, weight, matrix(grad_x))
     else:
         backward_dequantized(rows, weight, matrix(grad_x), accumulate=False)
     return grad_x
-
-
-def _takes_few_tokens(operand: Tensor, weight: tuple, *, is_backward: bool) -> bool:
-    return takes_few_tokens(
-        operand.dtype,
-        operand.shape[0],
-        *weight[5],
-        is_backward=is_backward,
-        is_aligned=is_aligned(operand, weight),
-    )
 
 
 def _check(op: str, name: str, operand: Tensor, features: int) -> None:
@@ -73,6 +69,3 @@ def _check_bias(bias: Tensor | None, x: Tensor, num_rows: int) -> None:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-ON_CUDA: dict[str, Callable] = {"nf4_linear": _linear, "nf4_linear_backward": _linear_backward}

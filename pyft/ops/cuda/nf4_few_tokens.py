@@ -36,7 +36,7 @@ def takes_few_tokens(
         num_rows: N.
         num_columns: K.
         is_backward: dX = dY W rather than y = x W^T.
-        is_aligned: whether the operands begin where the kernel needs it, see `is_aligned`.
+        is_aligned: whether the operands begin where the kernel needs it, see `fits_few_tokens`.
 
     Returns:
         True if it does; else the product goes panel by panel.
@@ -52,21 +52,30 @@ def takes_few_tokens(
     )
 
 
-def is_aligned(operand: Tensor, weight: tuple) -> bool:
-    """Whether x or dY, and the codes, begin at multiples of 16 bytes, and 8-bit scales of 4.
+def fits_few_tokens(operand: Tensor, weight: Tensor | tuple, *, is_backward: bool) -> bool:
+    """Whether the kernel takes this product.
+
+    x or dY, and the codes, begin at multiples of 16 bytes then, and 8-bit scales at multiples of 4. All
+    tensors that own their memory do; a view may begin anywhere.
 
     Args:
-        operand: x or dY.
-        weight: the six parts of an NF4 weight.
+        operand: x [T, K] or dY [T, N], contiguous.
+        weight: dense, which it never takes, or the six parts of an NF4 weight.
+        is_backward: dX = dY W rather than y = x W^T.
 
     Returns:
-        True of all tensors that own their memory; a view may begin anywhere.
+        True if it does.
     """
-    codes, _, absmax_codes, *_ = weight
-    return (
+    if isinstance(weight, Tensor):
+        return False
+    codes, _, absmax_codes, *_, shape = weight
+    is_aligned = (
         operand.data_ptr() % 16 == 0
         and codes.data_ptr() % 16 == 0
         and (absmax_codes is None or absmax_codes.data_ptr() % 4 == 0)
+    )
+    return takes_few_tokens(
+        operand.dtype, operand.shape[0], *shape, is_backward=is_backward, is_aligned=is_aligned
     )
 
 

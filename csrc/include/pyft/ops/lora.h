@@ -24,7 +24,7 @@ struct LoraLinearArgs {
   TensorRef bias;       // x's dtype [N], or None
   TensorRef lora_A;     // float32 [R, K], contiguous
   TensorRef lora_B;     // float32 [N, R], contiguous
-  TensorRef projected;  // out: float32 [T, R], contiguous: scaling * drop(x) A^T, kept for the backward
+  TensorRef projected;  // workspace: float32 [T, R], contiguous: S = scaling * drop(x) A^T
   TensorRef y;          // out: x's dtype [T, N], contiguous
   double scaling;
   Dropout dropout;
@@ -38,15 +38,15 @@ struct LoraLinearBackwardArgs {
   LoraBase weight;
   TensorRef lora_A;          // float32 [R, K], contiguous
   TensorRef lora_B;          // float32 [N, R], contiguous
-  TensorRef projected;       // float32 [T, R], from the forward
-  TensorRef grad_projected;  // workspace: float32 [T, R], contiguous
+  TensorRef projected;       // workspace: float32 [T, R], contiguous: S, computed again
+  TensorRef grad_projected;  // workspace: float32 [T, R], contiguous: dS
   TensorRef grad_x;          // out: x's dtype [T, K], contiguous, or None when not wanted
   TensorRef grad_A;          // out: float32 [R, K], contiguous, or None
   TensorRef grad_B;          // out: float32 [N, R], contiguous, or None
   double scaling;
   Dropout dropout;
 };
-// With dS = scaling * dY B:  dX = dY W + drop'(dS A),  dA = dS^T drop(x),  dB = dY^T projected.
+// With dS = scaling * dY B:  dX = dY W + drop'(dS A),  dA = dS^T drop(x),  dB = dY^T S.
 void lora_linear_backward(const LoraLinearBackwardArgs& args, const ExecutionContext& context);
 
 // ---- CUDA: the kernels that pyft/ops/cuda/lora.py puts around a product with the base ---------------------

@@ -1,0 +1,187 @@
+"""An operation of torch, declared once: a tuple of named, typed arguments, from which all else follows.
+
+    class Swiglu(NamedTuple):      schema      swiglu(Tensor gate, Tensor up) -> Tensor
+        gate: Tensor               call        SWIGLU(Swiglu(gate, up)) -> y
+        up: Tensor                 kernel      cpu(arguments) -> y, and cuda: they read arguments.gate, .up
+                                   fake        empty(arguments) -> y, allocated and not computed
+                                   autograd    gradients(kept, wanted, grad_y) -> {"gate": ..., "up": ...}
+
+With gradients it is one node of the graph, or two where there is a `handle`, which has y's shape and no
+memory:
+
+    x ---> [keep] ---> handle ---> [run] ---> y            the second keeps nothing, and hands dY on
+
+The reason is activation checkpointing: recomputing a block, torch stops once all that the block kept is there
+again. A product that keeps nothing is not computed a second time when it ends its block, as an MLP's last one
+does, which is a third of the work.
+
+`torch.library.register_autograd` gives the same single node, but looks every argument's default up for each
+call, among all arguments. Left out: operations that write to their arguments, gradients to lists of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.library import Library, register_fake
+
+OPERATIONS: dict[str, Operation] = {}
+"""All that are declared, by name."""
+
+_library = Library("pyft", "FRAGMENT")
+_SCHEMA_TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    list[Tensor | None]: "Tensor?[]",
+    int: "SymInt",
+    int | None: "SymInt?",
+    float: "float",
+    bool: "bool",
+    list[int]: "SymInt[]",
+    list[float]: "float[]",
+    list[bool]: "bool[]",
+    torch.dtype: "ScalarType",
+}
+
+
+class Operation:
+    """`torch.ops.pyft.<name>`.
+
+    Args:
+        name: of the operation.
+        arguments: a NamedTuple class, the arguments' names and types.
+        empty: arguments -> the results, allocated; a Tensor, or a NamedTuple of them, as its annotation says.
+        cpu: arguments -> the results.
+        cuda: the same on a GPU.
+        gradients: kept, names of the arguments to differentiate, gradients of the results -> gradients of
+            arguments by name, of which those not asked for are dropped. Results that are kept have none.
+        keeps: names of the tensors, arguments or results, that the gradients need; numbers are always kept.
+        handle: arguments -> what has the result's shape and dtype, and no memory.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: type,
+        empty: Callable[[Any], Any],
+        *,
+        cpu: Callable[[Any], Any] | None = None,
+        cuda: Callable[[Any], Any] | None = None,
+        gradients: Callable[..., Mapping[str, Tensor]] | None = None,
+        keeps: tuple[str, ...] = (),
+        handle: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        self._types, results = get_type_hints(arguments), get_type_hints(empty)["return"]
+        self._arguments, self._results = arguments, None if results is Tensor else results
+        self._result_names = () if results is Tensor else results._fields
+        given = ", ".join(f"{_SCHEMA_TYPES[kind]} {field}" for field, kind in self._types.items())
+        made = ", ".join(f"Tensor {field}" for field in self._result_names)
+        _library.define(f"{name}({given}) -> {f'({made})' if made else 'Tensor'}")
+        self._overload = getattr(torch.ops.pyft, name).default
+        self.on_cpu, self.on_cuda = self._by_position(cpu), self._by_position(cuda)
+        for kernel, key in ((self.on_cpu, "CPU"), (self.on_cuda, "CUDA")):
+            if kernel is not None:
+                _library.impl(name, kernel, key)
+        register_fake(f"pyft::{name}", self._by_position(empty), lib=_library)
+        if gradients is not None:
+            _library.impl(name, self._recorder(name, gradients, keeps, handle), "Autograd", with_keyset=True)
+        OPERATIONS[name] = self
+
+    def __call__(self, arguments: Any) -> Any:
+        """Run it on the device of its tensors, and return the results."""
+        results = self._overload(*arguments)
+        return results if self._results is None else self._results(*results)
+
+    def _by_position(self, function: Callable[[Any], Any] | None) -> Callable | None:
+        """The function as torch calls it, without names."""
+        arguments = self._arguments
+        return None if function is None else lambda *values: function(arguments(*values))
+
+    def _recorder(self, name: str, gradients: Callable, keeps: tuple[str, ...], handle: Callable | None):
+        """What the operation is to autograd: puts its nodes into the graph, and runs what is below."""
+        below, redispatch = torch._C._AutoDispatchBelowAutograd, self._overload.redispatch
+        after_autograd = torch._C._after_autograd_keyset
+        tensors = [i for i, kind in enumerate(self._types.values()) if kind in (Tensor, Tensor | None)]
+
+        def run(keyset: torch._C.DispatchKeySet, values: tuple) -> Any:
+            with below():
+                return redispatch(keyset & after_autograd, *values)
+
+        node = _Node(self._types, self._result_names, gradients, keeps)
+
+        def run_and_keep(ctx: Any, keyset: torch._C.DispatchKeySet, *values: Any) -> Any:
+            results = run(keyset, values)
+            node.keep(ctx, values, () if isinstance(results, Tensor) else results)
+            return results
+
+        def keep_alone(ctx: Any, keyset: torch._C.DispatchKeySet, *values: Any) -> Tensor:
+            node.keep(ctx, values, ())
+            return handle(self._arguments(*values))
+
+        first = _function(name, keep_alone if handle else run_and_keep, node.backward)
+        second = _function(
+            f"{name}_product",
+            lambda ctx, handle, keyset, values: run(keyset, values),
+            lambda ctx, grad: (grad, None, None),
+        )
+
+        def record(keyset: torch._C.DispatchKeySet, *values: Any) -> Any:
+            if not (
+                torch.is_grad_enabled()
+                and any(values[i] is not None and values[i].requires_grad for i in tensors)
+            ):
+                return run(keyset, values)
+            found = first.apply(keyset, *values)
+            return second.apply(found, keyset, values) if handle else found
+
+        return record
+
+
+def _function(name: str, forward: Callable, backward: Callable) -> type[Function]:
+    return type(name, (Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
+
+
+class _Node:
+    """What a node of one operation keeps in the forward, and does with it in the backward."""
+
+    def __init__(
+        self,
+        types: dict[str, Any],
+        result_names: tuple[str, ...],
+        gradients: Callable,
+        keeps: tuple[str, ...],
+    ) -> None:
+        self._names, self._gradients = list(types), gradients
+        self._all_names = [*types, *result_names]
+        self._numbers = [field for field, kind in types.items() if "Tensor" not in _SCHEMA_TYPES[kind]]
+        self._lists = [field for field in keeps if types.get(field) == list[Tensor | None]]
+        self._tensors = [field for field in keeps if field not in self._lists]
+        self._by_products = [field for field in keeps if field in result_names]
+        self._num_differentiable = max(1, len(result_names)) - len(self._by_products)
+
+    def keep(self, ctx: Any, values: tuple, results: tuple) -> None:
+        known = dict(zip(self._all_names, (*values, *results), strict=False))
+        ctx.numbers = {name: known[name] for name in self._numbers}
+        ctx.lengths = [len(known[name]) for name in self._lists]
+        lists = [tensor for name in self._lists for tensor in known[name]]
+        ctx.save_for_backward(*[known[name] for name in self._tensors], *lists)
+        if self._num_differentiable == 1:
+            ctx.set_materialize_grads(False)
+        if self._by_products:
+            ctx.mark_non_differentiable(*[known[name] for name in self._by_products])
+
+    def backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        wanted = {name for name, wants in zip(self._names, ctx.needs_input_grad[1:], strict=True) if wants}
+        found: Mapping[str, Tensor] = {}
+        if grads[0] is not None:
+            saved = iter(ctx.saved_tensors)
+            kept = SimpleNamespace(**ctx.numbers, **dict(zip(self._tensors, saved, strict=False)))
+            for name, length in zip(self._lists, ctx.lengths, strict=True):
+                setattr(kept, name, [next(saved) for _ in range(length)])
+            found = self._gradients(kept, wanted, *grads[: self._num_differentiable])
+        return (None, *[found.get(name) if name in wanted else None for name in self._names])
