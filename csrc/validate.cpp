@@ -64,6 +64,14 @@ void check_float_matrix(const char* op, const TensorRef& matrix) {
   check_contiguous(op, matrix);
 }
 
+void check_like(const char* op, const TensorRef& tensor, const TensorRef& like) {
+  check_dtype(op, tensor, like.dtype);
+  bool is_same = tensor.num_dims == like.num_dims;
+  for (int i = 0; is_same && i < like.num_dims; ++i) is_same = tensor.shape[i] == like.shape[i];
+  check(is_same, op, ": ", tensor.name, " has shape ", shape_text(tensor), ", ", like.name, " has ",
+        shape_text(like));
+}
+
 void check_scalar(const char* op, const TensorRef& tensor) {
   check_dtype(op, tensor, DType::kFloat32);
   check(tensor.num_elements() == 1, op, ": ", tensor.name, " has ", tensor.num_elements(),

@@ -19,6 +19,9 @@ void check_matrix(const char* op, const TensorRef& matrix, DType dtype, std::int
 // Float32 or bfloat16, two dimensions of any size, contiguous.
 void check_float_matrix(const char* op, const TensorRef& matrix);
 
+// The dtype and the shape of another tensor.
+void check_like(const char* op, const TensorRef& tensor, const TensorRef& like);
+
 // A float32 tensor of one element.
 void check_scalar(const char* op, const TensorRef& tensor);
 

@@ -23,6 +23,8 @@ void bind_nf4(pybind11::module_& module);
 void bind_lora(pybind11::module_& module);
 void bind_cross_entropy(pybind11::module_& module);
 void bind_linear_cross_entropy_steps(pybind11::module_& module);
-void bind_activations(pybind11::module_& module);
+void bind_rms_norm(pybind11::module_& module);
+void bind_rotary(pybind11::module_& module);
+void bind_swiglu(pybind11::module_& module);
 
 }  // namespace pyft::bindings

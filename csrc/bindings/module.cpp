@@ -66,7 +66,9 @@ PYBIND11_MODULE(PYFT_MODULE, module) {
   pyft::bindings::bind_lora(module);
   pyft::bindings::bind_cross_entropy(module);
   pyft::bindings::bind_linear_cross_entropy_steps(module);
-  pyft::bindings::bind_activations(module);
+  pyft::bindings::bind_rms_norm(module);
+  pyft::bindings::bind_rotary(module);
+  pyft::bindings::bind_swiglu(module);
 #if defined(PYFT_EMULATION)
   module.attr("is_emulated") = true;  // tensors of the CPU go to the CUDA kernels
   module.def("set_seed", pyft::emulation::set_seed, "Of the orders in which threads and blocks run.");

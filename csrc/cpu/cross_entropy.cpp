@@ -5,7 +5,6 @@
 //     dLogits[v]  = (exp(l[v] - max) / sum - [v == target]) * dLoss            (loss_terms.h)
 //
 // Rows without a target are not read; their gradient is zeros.
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -23,19 +22,14 @@ float element(const TensorRef& matrix, std::int64_t index) {
                                           : matrix.as<const float>()[index];
 }
 
-// body(t) for every row; a piece is at least 16384 logits, below which waking a thread costs more than the
-// work.
 template <typename Body>
 void for_each_row(int num_threads, std::int64_t num_rows, std::int64_t vocabulary, const Body& body) {
-  const std::int64_t grain = 16384 / std::max<std::int64_t>(vocabulary, 1) + 1;
-  parallel_for(num_threads, num_rows, grain, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(num_threads, num_rows, rows_per_piece(vocabulary), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) body(t);
   });
 }
 
-char* row_pointer(const TensorRef& matrix, std::int64_t row) {
-  return matrix.as<char>() + row * matrix.shape[1] * dtype_bytes(matrix.dtype);
-}
+char* row_pointer(const TensorRef& matrix, std::int64_t row) { return matrix.at(row * matrix.shape[1]); }
 
 }  // namespace
 

@@ -33,8 +33,8 @@ struct Isa {
   bool supported;
 };
 
-// In the order in which they are picked. avx512_bf16 comes after avx512: on a Sapphire Rapids its products took
-// 1.7 times as long, and vdpbf16ps takes subnormal numbers for zero.
+// In the order in which they are picked. avx512_bf16 comes after avx512: on a Sapphire Rapids its products
+// took 1.7 times as long, and vdpbf16ps takes subnormal numbers for zero.
 std::vector<Isa> all_isas() {
   std::vector<Isa> isas;
 #ifdef PYFT_X86_ISAS

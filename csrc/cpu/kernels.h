@@ -93,7 +93,7 @@ struct KernelTable {
   void (*row_logits)(float* row, const void* bias, DType bias_dtype, std::int64_t n, float scale,
                      float softcap);
 
-  // RMSNorm, of num_rows rows side by side (activations.h has the formulas). inverse_rms [num_rows].
+  // RMSNorm, of num_rows rows side by side (ops/rms_norm.h has the formulas). inverse_rms [num_rows].
   void (*rms_norm_rows)(const void* x, const void* weight, DType dtype, std::int64_t num_rows,
                         std::int64_t width, float eps, float weight_offset, void* y, float* inverse_rms);
   // grad_weight [width] is added to, or null.

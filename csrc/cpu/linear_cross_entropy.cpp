@@ -96,13 +96,13 @@ struct Chunk {
     });
   }
 
-  // body(i) for every row of the chunk; pieces big enough that waking a thread pays.
+  // body(i) for every row of the chunk.
   template <typename Body>
   void for_each_row(std::int64_t row_floats, const Body& body) const {
-    const std::int64_t grain = 16384 / std::max<std::int64_t>(row_floats, 1) + 1;
-    parallel_for(num_threads, counted.count, grain, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) body(i);
-    });
+    parallel_for(num_threads, counted.count, rows_per_piece(row_floats),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t i = begin; i < end; ++i) body(i);
+                 });
   }
 
   // Each row's loss; logits become the products' gradients when any is wanted.

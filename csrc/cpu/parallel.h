@@ -16,4 +16,10 @@ namespace pyft::cpu {
 void parallel_for(int num_threads, std::int64_t n, std::int64_t grain,
                   const std::function<void(std::int64_t begin, std::int64_t end)>& body);
 
+// Entries of float32 or bfloat16 below which waking a thread costs more than simple work on them.
+constexpr std::int64_t kGrain = 16384;
+
+// Rows of `width` entries in a piece of at least kGrain.
+constexpr std::int64_t rows_per_piece(std::int64_t width) { return kGrain / (width > 0 ? width : 1) + 1; }
+
 }  // namespace pyft::cpu

@@ -1,4 +1,4 @@
-// RMSNorm of rows [T, K], and its gradient; activations.h has the formulas.
+// RMSNorm of rows [T, K], and its gradient; ops/rms_norm.h has the formulas.
 //
 //   rms_norm_kernel            a group of threads to a row: one warp up to K = 1024, else a block of 256. The
 //                              row's first kRuns runs of eight a thread stay in registers between the sum of

@@ -1,4 +1,4 @@
-// The rotary embedding of queries and keys in one launch; activations.h has the formulas.
+// The rotary embedding of queries and keys in one launch; ops/rotary.h has the formulas.
 //
 //   rotary_kernel    a block to each token; a thread takes a run of eight entries i of a head's lower half
 //   and

@@ -1,4 +1,4 @@
-// SwiGLU entry by entry, and its gradient; activations.h has the formulas.
+// SwiGLU entry by entry, and its gradient; ops/swiglu.h has the formulas.
 //
 //   swiglu_kernel, swiglu_backward_kernel    a thread to each run of eight entries, 256 threads to a block
 //

@@ -5,9 +5,11 @@
 // when the work is done (CPU) or queued on the given stream (CUDA). Outputs are allocated by the caller.
 #pragma once
 
-#include "pyft/ops/activations.h"
 #include "pyft/ops/context.h"
 #include "pyft/ops/cross_entropy.h"
 #include "pyft/ops/linear_cross_entropy_steps.h"
 #include "pyft/ops/lora.h"
 #include "pyft/ops/nf4.h"
+#include "pyft/ops/rms_norm.h"
+#include "pyft/ops/rotary.h"
+#include "pyft/ops/swiglu.h"

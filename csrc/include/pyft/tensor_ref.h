@@ -46,6 +46,9 @@ struct TensorRef {
   T* as() const {
     return static_cast<T*>(data);
   }
+
+  // The element that lies `index` elements behind the first.
+  char* at(std::int64_t index) const { return as<char>() + index * dtype_bytes(dtype); }
 };
 
 inline std::string shape_text(const TensorRef& tensor) {

@@ -1,6 +1,4 @@
-// What stands between a layer's products: RMSNorm, SwiGLU and the rotary embedding. Shapes by letter as in
-// ops.h, and K the width of a row, B rows of T tokens, H heads of D entries. Everything is computed in
-// float32 and rounded once.
+// RMSNorm of rows: T tokens of K entries. Computed in float32 and rounded once.
 #pragma once
 
 #include "pyft/ops/context.h"
@@ -33,42 +31,5 @@ struct RmsNormBackwardArgs {
   double weight_offset;
 };
 void rms_norm_backward(const RmsNormBackwardArgs& args, const ExecutionContext& context);
-
-// y = silu(gate) up = gate up / (1 + exp(-gate)), entry by entry.
-struct SwigluArgs {
-  TensorRef gate;  // float32 or bfloat16, any shape, contiguous
-  TensorRef up;    // like gate
-  TensorRef y;     // out: like gate
-};
-void swiglu(const SwigluArgs& args, const ExecutionContext& context);
-
-// With s = 1 / (1 + exp(-gate)):   dGate = dY up s (1 + gate (1 - s)),   dUp = dY gate s.
-// Each output may be any of the inputs.
-struct SwigluBackwardArgs {
-  TensorRef grad_y;     // like gate
-  TensorRef gate;       // float32 or bfloat16, any shape, contiguous
-  TensorRef up;         // like gate
-  TensorRef grad_gate;  // out: like gate
-  TensorRef grad_up;    // out: like gate
-};
-void swiglu_backward(const SwigluBackwardArgs& args, const ExecutionContext& context);
-
-// The first R of a head's D entries are rotated in pairs (x[i], x[i + h]), h = R / 2; the others are copied:
-//
-//     y[i]     = x[i] cos[i] - x[i + h] sin[i]
-//     y[i + h] = x[i + h] cos[i + h] + x[i] sin[i + h]
-//
-// `transposed` applies the transpose of this matrix, which is the gradient, and for tables whose halves are
-// equal the rotation back.
-struct RotaryArgs {
-  TensorRef q;          // float32 or bfloat16 [B, H, T, D], entries of a head side by side, other strides any
-  TensorRef k;          // q's dtype [B, G, T, D], likewise
-  TensorRef cos;        // q's dtype [B, T, R], R even and at most D, likewise
-  TensorRef sin;        // like cos
-  TensorRef rotated_q;  // out: like q, no part of it in q
-  TensorRef rotated_k;  // out: like k, no part of it in k
-  bool transposed;
-};
-void rotary(const RotaryArgs& args, const ExecutionContext& context);
 
 }  // namespace pyft
