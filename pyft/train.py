@@ -13,11 +13,7 @@ from pyft.config.load import load_recipe
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Run every stage of a recipe.
-
-    Args:
-        arguments: `recipe`, a path or a shipped recipe's name, and `overrides`, each `key.sub=value`.
-    """
+    """Run every stage of a recipe."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     from pyft.stages import run_recipe
 
@@ -25,11 +21,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """Describe the command.
-
-    Returns:
-        Its parser.
-    """
+    """Describe the command."""
     parser = argparse.ArgumentParser(
         prog="python -m pyft.train", description="Fine-tune a language model as a recipe says."
     )

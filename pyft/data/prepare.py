@@ -63,22 +63,11 @@ class PreparedData:
 def prepare(
     stage: Stage, tokenizer: Any, template: ChatTemplate | None, *, poll: Poll = lambda: None
 ) -> PreparedData:
-    """Prepare the data of one stage.
+    """Prepare the data of one stage: batches, ledger, preview.
 
-    ConfigError is raised further down where the tokenizer or template does not fit the mode, or val_size does
-    not fit the data.
-
-    Args:
-        stage: The stage.
-        tokenizer: A fast tokenizer.
-        template: The chat template; used for conversations only.
-        poll: Called at least every 0.2 s or so while rows are prepared; what it raises ends the work.
-
-    Returns:
-        Batches, ledger, preview.
-
-    Raises:
-        DataError: A file or row cannot be used, or nothing is left to learn.
+    `template` is used for conversations only. `poll` is called at least every 0.2 s or so while rows are
+    prepared; what it raises ends the work. ConfigError if tokenizer, template or val_size does not fit;
+    DataError if a file or row cannot be used, or nothing is left to learn.
     """
     template = template if MODES[stage.mode].has_template else None
     check_mode(stage, tokenizer, template)
@@ -136,16 +125,7 @@ def prepare(
 
 
 def check_mode(stage: Stage, tokenizer: Any, template: ChatTemplate | None) -> None:
-    """Refuse a tokenizer or template with which the mode cannot work.
-
-    Args:
-        stage: The stage.
-        tokenizer: Its tokenizer.
-        template: Its template.
-
-    Raises:
-        ConfigError: No eos, or no template where one is needed.
-    """
+    """Refuse a tokenizer without eos, and a mode that lacks the template it needs."""
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             "the tokenizer has no eos token, so no text could end (model.tokenizer): set eos_token in it"
@@ -222,7 +202,7 @@ def _repeat(
 
 
 def _longest(stage: Stage, *parts: Selection) -> int:
-    """What a stream may still bring is not known, but for its bound."""
+    """Return the tokens of the longest sample; for a stream, which may bring longer ones, the bound."""
     longest = max(int(part.lengths.max(initial=0)) for part in parts)
     return max(longest, stage.data.max_length or 0) if stage.data.streaming else longest
 

@@ -63,7 +63,7 @@ def set_rng_state(state: dict[str, Tensor]) -> None:
 
 @contextmanager
 def same_rng_after() -> Iterator[None]:
-    """Lets a block draw what it likes: the generators leave it as they entered it."""
+    """Let a block draw what it likes: the generators leave it as they entered it."""
     state = rng_state()
     try:
         yield

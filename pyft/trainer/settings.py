@@ -22,7 +22,7 @@ MAY_CHANGE = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """What the trainer is told of the recipe."""
+    """The keys of a recipe that the trainer reads."""
 
     num_train_epochs: float
     max_steps: int | None
@@ -47,10 +47,7 @@ class TrainSettings:
         return cls(**{field.name: getattr(section, field.name) for field in fields(cls)})
 
     def total_steps(self, num_batches: int) -> int:
-        """Count the optimizer steps of a run with so many micro-batches in an epoch.
-
-        The last window of an epoch may be shorter than the others.
-        """
+        """Count the optimizer steps; the last window of an epoch may be shorter than the others."""
         if self.max_steps is not None:
             return self.max_steps
         return math.ceil(self.num_train_epochs * math.ceil(num_batches / self.gradient_accumulation_steps))

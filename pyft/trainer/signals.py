@@ -1,11 +1,11 @@
-"""Signals, noted when they arrive and acted upon at the next safe place.
+"""Signals, noted when they arrive and handled at the next safe place.
 
     SIGTERM   stop at the next step boundary, after a save (exit 143); any number of them
     SIGINT    the same (exit 130); the second one leaves at once, saving nothing more
-    SIGUSR1   save at the next step boundary and go on
+    SIGUSR1   save at the next step boundary and continue
 
 A handler only sets a flag. Python runs handlers between its own instructions, so a second SIGINT during a
-long backward pass would wait for it: a thread that the C-level handler wakes sees to it that the process is
+long backward pass would wait for it: a thread that the C-level handler wakes makes sure that the process is
 gone within `LEAVE_SECONDS` all the same.
 """
 
@@ -27,7 +27,7 @@ _SAVE = getattr(signal, "SIGUSR1", None)  # None on systems without it
 
 
 class SignalWatch:
-    """A context in which the three signals are flags; the handlers of before come back when it ends.
+    """A context in which the three signals are flags; the handlers from before return when it ends.
 
     It may be entered again while it is active (the run enters it early, the loop again): only the outermost
     counts. Outside the main thread no handler can be set, and nothing is watched.
@@ -47,24 +47,20 @@ class SignalWatch:
         return self._stop_signal
 
     def stop_requested(self) -> bool:
-        """Tells whether a signal asked to stop; cheap enough to be asked at each generated token."""
+        """Return whether a signal asked to stop; cheap enough for each generated token."""
         return self._stop_signal is not None
 
     def wants_something(self) -> bool:
-        """Tells whether any signal waits to be acted upon."""
+        """Return whether a signal waits to be handled."""
         return self._stop_signal is not None or self._save_requested
 
     def take_save_request(self) -> bool:
-        """Tells whether SIGUSR1 came since the last call, and forgets it."""
+        """Return whether SIGUSR1 came since the last call, and forget it."""
         requested, self._save_requested = self._save_requested, False
         return requested
 
     def check(self) -> None:
-        """Leaves a phase that has nothing to save, such as tokenising or loading, when asked to stop.
-
-        Raises:
-            Interrupted: a signal asked to stop.
-        """
+        """Raise Interrupted if asked to stop: for phases with nothing to save, as tokenising or loading."""
         if self._stop_signal is not None:
             raise Interrupted(self._stop_signal)
 

@@ -62,25 +62,12 @@ class Trackers:
     """The trackers that work. Each that fails, now or later, is dropped with one warning."""
 
     def __init__(self, names: Sequence[str], warn: Callable[[str], None]):
-        """Notes which to use; none is opened yet.
-
-        Args:
-            names: of "tensorboard", "wandb".
-            warn: shows a warning.
-        """
         self._names = names
         self._warn = warn
         self._open: dict[str, _Tracker] = {}
 
     def open(self, folder: Path, run: str, config: dict[str, Any], first_step: int) -> None:
-        """Open them.
-
-        Args:
-            folder: the run's folder; they write below it.
-            run: the run's name.
-            config: what to show as its settings.
-            first_step: the first step to be logged; more than 1 in a resumed run.
-        """
+        """Open them below the run's folder; `first_step` is more than 1 in a resumed run."""
         for name in self._names:
             self._try(
                 name,

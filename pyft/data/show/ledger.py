@@ -54,11 +54,7 @@ class Counts:
     longest_dropped: int = 0
 
     def add(self, content: Mapping[str, Any]) -> None:
-        """Add the counts of a source.
-
-        Args:
-            content: Its description, see sources.py.
-        """
+        """Add the counts of a source."""
         self.rows_read += content["rows_read"]
         self.dropped.update(content["dropped"])
         self.tally.update(content["tally"])
@@ -74,20 +70,10 @@ def make_ledger(
     num_train_packs: int | None,
     num_validation_packs: int | None,
 ) -> dict[str, Any]:
-    """Put the counts together and check that they agree.
+    """Put the counts together as nested numbers, and check that they agree.
 
-    RuntimeError is raised further down where a row or token is lost or counted twice.
-
-    Args:
-        counts: What was counted while reading.
-        train: The samples of training, repeated ones as often as they are seen.
-        validation: Those of validation.
-        max_length: Tokens a pack may hold.
-        num_train_packs: How many packs there are; None without packing.
-        num_validation_packs: The same for validation.
-
-    Returns:
-        Nested numbers.
+    A repeated sample counts as often as it is seen. The numbers of packs are None without packing.
+    RuntimeError if a row or token is lost or counted twice.
     """
     ledger = {
         "rows_read": counts.rows_read,
@@ -105,14 +91,7 @@ def make_ledger(
 
 
 def check_ledger(ledger: Mapping[str, Any]) -> None:
-    """Check the sums.
-
-    Args:
-        ledger: What make_ledger made.
-
-    Raises:
-        RuntimeError: A sum does not agree.
-    """
+    """Raise RuntimeError unless the sums agree."""
     train, validation = ledger["train"], ledger["validation"]
     rows = sum(ledger["dropped"].values()) + train["rows"] + validation["rows"]
     tokens = ledger["tokens_cut"] + train["tokens"] + validation["tokens"]
@@ -144,20 +123,12 @@ def _describe_part(samples: Selection, max_length: int | None, num_packs: int | 
 
 
 def percentile(ascending: Sequence[int] | np.ndarray, percent: int) -> int:
-    """Find the smallest length that at least `percent` of the lengths do not exceed.
-
-    Args:
-        ascending: Sorted lengths.
-        percent: From 0 to 100.
-
-    Returns:
-        The length; 0 where there is none.
-    """
+    """Return the smallest length that at least `percent` of the lengths do not exceed; 0 if there is none."""
     return int(ascending[max(0, -(-len(ascending) * percent // 100) - 1)]) if len(ascending) else 0
 
 
 def _count_duplicates(train: Selection, validation: Selection) -> int:
-    """Validation samples that are also, token for token, training samples."""
+    """Count the validation samples that are also, token for token, training samples."""
     seen = {digest.tobytes() for digest in validation.digests}
     if not seen:
         return 0
@@ -166,14 +137,7 @@ def _count_duplicates(train: Selection, validation: Selection) -> int:
 
 
 def format_ledger(ledger: Mapping[str, Any]) -> str:
-    """Write the ledger as a table.
-
-    Args:
-        ledger: What make_ledger made.
-
-    Returns:
-        Lines of text, without the last line end.
-    """
+    """Write the ledger as a table."""
     train, validation = ledger["train"], ledger["validation"]
     lines = [_line("rows read", ledger["rows_read"])]
     lines += [

@@ -1,5 +1,4 @@
-"""What is said about prepared data: why nothing is left, why nothing would stop, what the ledger's reader
-should not miss."""
+"""Remarks about prepared data: why nothing is left, why nothing would stop, what the ledger shows."""
 
 from __future__ import annotations
 
@@ -14,17 +13,7 @@ from pyft.data.show.ledger import Counts
 def describe_nothing_left(
     sources: Sequence[DataSource], counts: Counts, max_length: int | None, errors: Sequence[str]
 ) -> str:
-    """Say why no row is left to train on.
-
-    Args:
-        sources: Where the rows came from.
-        counts: What became of them.
-        max_length: data.max_length.
-        errors: Why rows cannot be used, of the first of those that were skipped.
-
-    Returns:
-        `what (where): how to fix it`.
-    """
+    """Say why no row is left to train on; `errors` are of the first rows that were skipped."""
     names = ", ".join(source.path for source in sources)
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.dropped.items() if count)
     fix = "give at least one row with an answer that is trained"
@@ -36,16 +25,7 @@ def describe_nothing_left(
 
 
 def describe_no_stop(template: ChatTemplate, num_truncated: int, *, is_tokenized: bool) -> str:
-    """Say that nothing teaches the model to stop.
-
-    Args:
-        template: The template.
-        num_truncated: Rows that lost their end.
-        is_tokenized: All rows came as ids.
-
-    Returns:
-        `what (where): how to fix it`.
-    """
+    """Say why nothing would teach the model to stop, and how to fix it."""
     if num_truncated:
         return (
             f"all {num_truncated} rows that are left lost their end, so the model would never learn to stop "
@@ -66,15 +46,7 @@ def describe_no_stop(template: ChatTemplate, num_truncated: int, *, is_tokenized
 
 
 def describe_ledger(ledger: dict[str, Any], val_size: float) -> list[str]:
-    """Put into words what a reader of the ledger should not miss.
-
-    Args:
-        ledger: What make_ledger made.
-        val_size: data.val_size.
-
-    Returns:
-        Lines.
-    """
+    """Put into words what a reader of the ledger should not miss."""
     notes = []
     if val_size and not ledger["validation"]["rows"]:
         notes.append("no validation: there is a single row")

@@ -1,4 +1,4 @@
-"""Show samples as the model sees them: what is learned, what is only read and what was cut told apart.
+"""Show samples as the model sees them, with what is learned, what is only read and what was cut marked.
 
                  learned    only read    cut off
     terminal     green      dim          red
@@ -69,10 +69,7 @@ def samples_of_batch(batch: Batch) -> list[Sample]:
 
 
 def spelled_text(sample: Sample, tokenizer: Any) -> str:
-    """Decode a sample's ids, special tokens included; U+FFFD where a window of a document cuts a character.
-
-    A tokenizer that normalises text makes this differ from what was written.
-    """
+    """Decode all ids; not what was written if a tokenizer normalises text or a window cuts a character."""
     return _decode(sample.input_ids, tokenizer)
 
 
