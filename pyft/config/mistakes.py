@@ -186,7 +186,7 @@ def _nearest(path: KeyPath) -> Name | None:
     close = difflib.get_close_matches(name[-1], siblings, n=1, cutoff=0.7)
     if close:
         return siblings[close[0]]
-    words = {known[-1]: known for known in names}
+    words = {known[-1]: known for known in reversed(names)}  # of equal words the first
     close = difflib.get_close_matches(name[-1], words, n=1, cutoff=0.75)
     return words[close[0]] if close else None
 

@@ -145,6 +145,7 @@ def test_warmup_ratio_says_what_a_share_is() -> None:
         ("data.train[3].formt", "data.train[3].format"),
         ("data.validation[1].pth", "data.validation[1].path"),
         ("data.format", "data.train[0].format"),
+        ("data.formt", "data.train[0].format"),
         ("data.valsize", "data.val_size"),
         ("model.quantisation", "model.quantization"),
         ("train.evaluation_input", "train.evaluation_inputs"),
