@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import subprocess
 import sys
@@ -168,13 +169,16 @@ dist.destroy_process_group()
 
 
 def test_the_parts_shard_between_two_processes(tmp_path):
-    command = [sys.executable, "-W", "ignore", "-c", _SHARDED]
-    children = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE, text=True, cwd=ROOT
-        )
-        for rank in range(2)
-    ]
-    for child in children:
-        _, err = child.communicate()
-        assert child.returncode == 0, err
+    python, store = [sys.executable, "-W", "ignore", "-c", _SHARDED], str(tmp_path / "store")
+    with contextlib.ExitStack() as stack:
+        children = []
+        for rank in range(2):
+            store = str(tmp_path / "store")
+            child = subprocess.Popen(
+                [*command, str(rank), store], stderr=subprocess.PIPE, text=True, cwd=ROOT
+            )
+            children.append(stack.enter_context(child))
+            stack.callback(child.kill)  # if the other fails, this one waits for it
+        for child in children:
+            err = child.stderr.read()
+            assert child.wait() == 0, err
