@@ -173,10 +173,8 @@ def test_the_parts_shard_between_two_processes(tmp_path):
     with contextlib.ExitStack() as stack:
         children = []
         for rank in range(2):
-            store = str(tmp_path / "store")
-            child = subprocess.Popen(
-                [*command, str(rank), store], stderr=subprocess.PIPE, text=True, cwd=ROOT
-            )
+            command = [*python, str(rank), store]
+            child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
             children.append(stack.enter_context(child))
             stack.callback(child.kill)  # if the other fails, this one waits for it
         for child in children:
