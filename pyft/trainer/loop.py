@@ -73,24 +73,9 @@ class Trainer:
     ):
         """Take everything a run is made of; nothing is touched before `run`.
 
-        Args:
-            model: its parameters that require a gradient are trained.
-            task: the loss and what is measured beside it.
-            train: the batches.
-            settings: the numbers.
-            plan: how to begin, from `plan_run`.
-            folder: the run's own folder, existing; the caller holds its lock (`claim_folder`).
-            stage: the name written into the rows.
-            save_weights: writes the trained weights of a checkpoint.
-            load_weights: reads them back.
-            validation: batches that are only measured.
-            questions: asked before, during and after.
-            generate: answers a question.
-            save_result: writes the files of the finished run, put into `folder` at the end.
-            memory_fn: gives the peak memory in bytes.
-            trackers: of "tensorboard", "wandb".
-            signals: the watch, when the caller set one up earlier.
-            console: where to show things.
+        What requires a gradient is trained. `folder` is the run's own, and the caller holds its lock
+        (`claim_folder`). `save_weights` and `load_weights` are for checkpoints; `save_result` writes the
+        files of the finished run, which come into `folder` at the end. `memory_fn` returns the peak in bytes.
         """
         if train.num_batches < 1:
             raise DataError("the training data give no batch (data.train): nothing can be learned from them")
@@ -110,12 +95,12 @@ class Trainer:
     def run(self) -> TrainResult:
         """Train to the end.
 
-        What stops it early: Interrupted (a signal, after a save), NumericsError (three steps in a row were
-        not finite; the weights are those before), OutOfMemory (with what was asked for), DiskError (what was
-        saved before is whole), ConfigError (the checkpoint is of other parameters).
-
-        Returns:
-            How it went.
+        Raises:
+            Interrupted: a signal asked to stop; everything is saved.
+            NumericsError: three steps in a row were not finite; the weights are those before.
+            OutOfMemory: with what was asked for.
+            DiskError: what was saved before is whole.
+            ConfigError: the checkpoint is of other parameters.
         """
         for message in self._plan.messages:
             self._console.note(message)

@@ -72,10 +72,7 @@ class TrainedParameters:
             weight.grad = None
 
     def save(self, path: Path) -> None:
-        """Write the optimizer's state, and the masters as `master/<parameter>`, as safetensors.
-
-        The file's metadata name the optimizer and the parameters in their order.
-        """
+        """Write the optimizer's state, and the masters as `master/<parameter>`, in safetensors format."""
         tensors = {**self._optimizer.state(), **{f"master/{name}": m for name, m in self._masters.items()}}
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, path, metadata={"pyft": self._label()})

@@ -11,15 +11,7 @@ from pyft.disk import replace_file
 
 
 def plot_loss(path: Path, rows: list[dict[str, Any]]) -> str | None:
-    """Draw the curves and put the picture in place.
-
-    Args:
-        path: the picture's file.
-        rows: the rows of trainer_log.jsonl. Skipped steps are gaps.
-
-    Returns:
-        None, or what went wrong.
-    """
+    """Draw the rows of trainer_log.jsonl, skipped steps as gaps; return what went wrong, if anything."""
     try:
         with warnings.catch_warnings():
             # A stage may be named in letters that matplotlib's own font lacks.

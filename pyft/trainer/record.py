@@ -1,4 +1,4 @@
-"""A run's traces in its folder: logs, checkpoints, the end. The loop says when, this says how.
+"""The files of a run in its folder: logs, checkpoints, the end. The loop says when, this says how.
 
 Progress    where the run is and what it counted; goes into trainer_state.json as it is
 Boundary    what a checkpoint needs from the moment a step ended, whatever an evaluation does after it
@@ -70,7 +70,7 @@ class Boundary:
 
 
 class RunRecord:
-    """The files of one run; a context that closes its logs."""
+    """The files of one run."""
 
     def __init__(
         self, folder: Path, stage: str, plan: Plan, save_total_limit: int, note: Callable[[str], None]
@@ -118,11 +118,11 @@ class RunRecord:
         self._samples.write(row)
 
     def boundary(self, *, pending: bool) -> Boundary:
-        """Take the moment."""
+        """Return the present moment."""
         return Boundary(rng_state(), self._log_bytes(), pending)
 
     def after_evaluation(self, before: Boundary) -> Boundary:
-        """Give the same moment with the rows of its evaluation in the logs."""
+        """Return the same moment with the rows of its evaluation in the logs."""
         return Boundary(before.rng, self._log_bytes(), pending=False)
 
     def cut_back(self, boundary: Boundary) -> None:

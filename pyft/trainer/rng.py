@@ -24,12 +24,11 @@ def seed_everything(seed: int) -> None:
 
 
 def rng_state() -> dict[str, Tensor]:
-    """Take the generators' states.
+    """Return the generators' states.
 
-    Returns:
-        `python` and `numpy` (when imported): float64 [627], which holds them exactly: the words of a Mersenne
-        twister (below 2^32), the position in them, whether a normal number is kept for later, that number;
-        `torch` and `cuda.<device>`: the uint8 tensors torch gives.
+    `python` and `numpy` (when imported): float64 [627], which holds them exactly: the words of a Mersenne
+    twister (below 2^32), the position in them, whether a normal number is kept for later, that number;
+    `torch` and `cuda.<device>`: the uint8 tensors that torch returns.
     """
     _, words, kept = random.getstate()
     state = {

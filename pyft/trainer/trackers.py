@@ -1,4 +1,4 @@
-"""Trackers (TensorBoard, Weights & Biases) are told each row; one that is down is a warning, not an end."""
+"""Trackers (TensorBoard, Weights & Biases) get each row; one that is down is a warning, not an end."""
 
 from __future__ import annotations
 
