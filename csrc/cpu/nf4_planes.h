@@ -33,7 +33,7 @@ template <bool kRounds>
 class BlockDecoder {
  public:
   BlockDecoder() {
-    // a compiler that knows the constants makes them anew for every block
+    // a compiler that knows the constants makes them again for every block
     asm("" : "+x"(even_code_), "+x"(odd_code_), "+x"(low_bits_), "+x"(one_), "+x"(below_half_), "+x"(upper_));
   }
 

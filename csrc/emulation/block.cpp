@@ -179,7 +179,7 @@ void Block::meet(const char* name, std::uint32_t mask, void* operands, Perform p
     } else if (other->done) {
       refuse("lane ", lane, " has left the kernel");
     } else if (!other->operands || !(other->mask >> me.rank % kWarpSize & 1u)) {
-      is_complete = false;  // it may still come, be it after a collective of other lanes
+      is_complete = false;  // it may still come, perhaps after a collective of other lanes
     } else if (other->mask != mask || std::strcmp(other->waits_at, name) != 0) {
       refuse("lane ", lane, " waits for it in ", other->waits_at,
              " or with another mask: the warp has diverged");

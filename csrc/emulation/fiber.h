@@ -19,7 +19,7 @@ class Fiber {
   void begin(void (*entry)(void*), void* argument);
 
   // Stops `from`, the fiber that runs, and goes on where `to` stopped. `for_good`: `from` will not be
-  // switched to again before it begins anew.
+  // switched to again before it starts over.
   static void switch_to(Fiber& from, Fiber& to, bool for_good = false);
 
  private:

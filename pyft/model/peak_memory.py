@@ -37,7 +37,7 @@ def peak_memory_bytes(device: str | torch.device = "cpu") -> int:
 
 
 def reset_peak_memory(device: str | torch.device = "cpu") -> bool:
-    """Start measuring anew; False where that cannot be done: later readings include what came before."""
+    """Start measuring again; False where that cannot be done: later readings include what came before."""
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

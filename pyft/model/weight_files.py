@@ -1,6 +1,6 @@
 """The files of weights: safetensors, read one tensor at a time, and written with the mode the umask gives.
 
-A file is mapped anew for every tensor, so that pages already read do not pile up in this process: the
+A file is mapped again for every tensor, so that pages already read do not pile up in this process: the
 resident peak is what was kept plus one tensor. Headers are checked by safetensors (a cut or corrupt file is
 refused). A link in the way of a file to be written is replaced, never followed.
 """

@@ -78,11 +78,7 @@ class TrainedParameters:
         save_file(contiguous, path, metadata={"pyft": self._label()})
 
     def load(self, path: Path) -> None:
-        """Read what `save` wrote; the model's weights must have been read before.
-
-        Raises:
-            ConfigError: it is of another optimizer, or of other parameters or another order of them.
-        """
+        """Read what `save` wrote for this optimizer and these parameters, after the model's weights."""
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("pyft") != self._label():
                 raise ConfigError(

@@ -87,8 +87,7 @@ class RunRecord:
     def begin(self, parameters: TrainedParameters, load_weights: LoadWeights) -> tuple[Progress, bool]:
         """Make the folder ready, and restore what the plan's checkpoint has.
 
-        Returns:
-            Where the run is, and whether an evaluation is due there before the next step.
+        Also return whether an evaluation is due before the next step.
         """
         checkpoints.remove_leftovers(self._folder)
         (self._folder / layout.FINISHED).unlink(missing_ok=True)

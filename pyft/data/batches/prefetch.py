@@ -4,7 +4,7 @@
     run       takes batch 3, batch 4, ..    mostly without waiting
 
 Batches are a pure function of epoch and index, so it changes none which thread makes them, or how early. If
-another than the next is asked for, the thread begins anew there. What it runs into is raised where the batch
+another than the next is asked for, the thread starts over there. What it runs into is raised where the batch
 that it was making is asked for, not before.
 """
 

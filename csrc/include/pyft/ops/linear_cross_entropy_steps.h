@@ -55,7 +55,7 @@ struct LinearCrossEntropyPanelArgs {
   TensorRef row_targets;  // int64 [C], contiguous
   TensorRef row_stats;    // in and out: float32 [C, 4]: M, sum of exp(l - M), target's l, sum of l
   TensorRef sums;         // in and out: float32 [C, K], multiplied by exp(old M - new M); or None
-  std::int64_t first_id;  // of the panel; 0 begins anew
+  std::int64_t first_id;  // of the panel; 0 starts over
   std::int64_t ignore_index;
   LogitTerms logits;  // bias: of the panel's P ids
 };
