@@ -40,9 +40,8 @@ _DISK_ERRNOS = {
 }
 # Libraries that write in another language report the system's error as text only: safetensors' "(os error
 # 28)", torch.save's "unexpected pos 576 vs 534" after a short write.
-_DISK_TEXT = re.compile(
-    r"\(os error (\d+)\)|No space left|File too large|Disk quota|unexpected pos \d+ vs \d+"
-)
+_NUMBER_TEXT = re.compile(r"\(os error (\d+)\)")
+_DISK_TEXT = re.compile(r"No space left|File too large|Disk quota|unexpected pos \d+ vs \d+")
 
 
 # ---- whole or absent -------------------------------------------------------------------------------------
@@ -175,11 +174,16 @@ def try_lock(descriptor: int) -> bool:
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Tell whether the disk is what failed, by the error's number or by a library's text that hides it."""
-    if isinstance(error, OSError) and error.errno in _DISK_ERRNOS:
-        return True
-    found = _DISK_TEXT.search(str(error))
-    return found is not None and (found[1] is None or int(found[1]) in _DISK_ERRNOS)
+    """Tell whether the disk is what failed, by the error's number or by a library's text."""
+    return system_errno(error) in _DISK_ERRNOS or _DISK_TEXT.search(str(error)) is not None
+
+
+def system_errno(error: BaseException) -> int | None:
+    """Find the number of the system's error, or of the one that a library quotes in its text."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = _NUMBER_TEXT.search(str(error))
+    return None if found is None else int(found[1])
 
 
 def disk_error(path: Path, error: BaseException, needed_bytes: int | None = None) -> DiskError | None:

@@ -18,7 +18,8 @@ from torch import nn
 from pyft.errors import ConfigError
 from pyft.model.adapters import adapted_layers, adapter_maker, attach_adapters
 from pyft.model.architecture import read_json
-from pyft.model.weight_files import shorten, write_safetensors, write_text
+from pyft.model.tensor_names import shorten
+from pyft.model.weight_files import write_safetensors, write_text
 from pyft.run import layout
 
 _PREFIX = "base_model.model."

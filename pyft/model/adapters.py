@@ -18,7 +18,7 @@ from pyft.model.layers.adapter_layer import AdapterLayer
 from pyft.model.layers.frozen_linear import FrozenLinear, frozen, is_linear
 from pyft.model.layers.lora_linear import LoRALinear
 from pyft.model.layers.replace import linear_names, replace_module
-from pyft.model.weight_files import layer_free, shorten
+from pyft.model.tensor_names import layer_free, shorten
 
 ALL_LINEAR = "all-linear"
 

@@ -28,7 +28,8 @@ from pyft.model.layers.fused import fuse_activations
 from pyft.model.layers.nf4_linear import NF4Linear
 from pyft.model.layers.replace import linear_names, replace_module
 from pyft.model.quantize import quantize_linears
-from pyft.model.weight_files import TensorFiles, open_tensors, shorten
+from pyft.model.tensor_names import shorten
+from pyft.model.weight_files import TensorFiles, open_tensors
 from pyft.run.layout import GENERATION_CONFIG
 
 logger = logging.getLogger(__name__)

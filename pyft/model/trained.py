@@ -16,7 +16,8 @@ from pyft.model.adapter_files import load_adapter_weights, save_adapter
 from pyft.model.adapters import adapted_layers
 from pyft.model.architecture import untie_names
 from pyft.model.save import save_model
-from pyft.model.weight_files import open_tensors, shorten
+from pyft.model.tensor_names import shorten
+from pyft.model.weight_files import open_tensors
 from pyft.run.layout import MODEL_CONFIG
 
 

@@ -8,7 +8,6 @@ refused). A link in the way of a file to be written is replaced, never followed.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import torch
@@ -16,9 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pyft.disk import umask_mode
+from pyft.disk import system_errno, umask_mode
 from pyft.errors import ConfigError
 from pyft.model.architecture import read_json
+from pyft.model.tensor_names import shorten
 from pyft.run.layout import MODEL_CONFIG, WEIGHTS, WEIGHTS_INDEX
 
 
@@ -88,11 +88,10 @@ def write_safetensors(path: Path, state: dict[str, Tensor]) -> None:
     try:
         save_file(state, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        # A full disk comes as text only; callers tell it from a mistake by its number.
-        number = re.search(r"os error (\d+)", str(error))
+        number = system_errno(error)
         if number is None:
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise OSError(number, os.strerror(number), str(path)) from error
     path.chmod(umask_mode(path.parent))
 
 
@@ -114,14 +113,3 @@ def stored_dtype(folder: str | Path) -> torch.dtype:
     content = read_json(Path(folder) / MODEL_CONFIG, MODEL_CONFIG)
     name = content.get("dtype") or content.get("torch_dtype") or "float32"
     return getattr(torch, str(name).removeprefix("torch."), torch.float32)
-
-
-def shorten(names: list[str], limit: int = 4) -> str:
-    """Write the first few names in one line, then how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
-def layer_free(names: list[str]) -> list[str]:
-    """Reduce names such as `model.layers.7.mlp.up_proj` to sorted patterns: `model.layers.*.mlp.up_proj`."""
-    return sorted({re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names})
