@@ -131,6 +131,8 @@ def test_the_tree_is_that_of_the_folders() -> None:
     }
     assert sorted((folders | modules) - listed) == []
     assert [path for path in listed if not (ROOT / path).exists()] == []
+    tested = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()}
+    assert {name.split("/")[1] for name in folders} - {"recipes"} <= tested
 
 
 def test_the_lives_are_five_steps_each() -> None:
