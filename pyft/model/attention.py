@@ -64,6 +64,7 @@ def packed_attention(
     softcap: float | None = None,
     is_causal: bool | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
     max_length_q: int | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
@@ -81,6 +82,7 @@ def packed_attention(
         softcap: scores become softcap * tanh(scores / softcap).
         is_causal: False is refused.
         cu_seq_lens_q: int32 [S + 1], starts of the samples and the end of the row.
+        cu_seq_lens_k: the same on the CPU, where they are read without waiting for a GPU.
         max_length_q: tokens of the longest sample, for the CUDA kernel.
         **kwargs: what else the architecture passes; a keyword that would change the result is refused.
 
@@ -128,7 +130,7 @@ def packed_attention(
             softcap,
             dropout,
         )
-        for start, end in pairwise(cu_seq_lens_q.tolist())
+        for start, end in pairwise((cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k).tolist())
     ]
     return torch.cat(samples, dim=2).transpose(1, 2).to(dtype).contiguous(), None
 

@@ -54,12 +54,11 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
 def _inputs(model: PreTrainedModel, batch: PackedRow) -> dict[str, Any]:
     # Sent to the device here, once, and not again by every layer.
     device = model.get_input_embeddings().weight.device
-    cu_seqlens = to_device(batch.cu_seqlens, device)
     return {
         "input_ids": to_device(batch.input_ids, device),
         "position_ids": to_device(batch.position_ids, device),
-        "cu_seq_lens_q": cu_seqlens,
-        "cu_seq_lens_k": cu_seqlens,
+        "cu_seq_lens_q": to_device(batch.cu_seqlens, device),
+        "cu_seq_lens_k": batch.cu_seqlens,  # for the attention that reads them in Python
         "max_length_q": batch.max_seqlen,
         "max_length_k": batch.max_seqlen,
         "use_cache": False,

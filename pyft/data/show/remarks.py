@@ -57,7 +57,7 @@ def describe_ledger(ledger: dict[str, Any], val_size: float) -> list[str]:
         )
     if ledger["rejected_unused"]:
         notes.append(
-            f"{ledger['rejected_unused']} rejected answers are not learned: mode sft learns the chosen ones"
+            f"{ledger['rejected_unused']} rejected answers are not learned: this mode learns the chosen ones"
         )
     if ledger["turns_shortened"]:
         notes.append(
