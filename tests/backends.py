@@ -104,3 +104,21 @@ def capture(run) -> tuple[torch.cuda.CUDAGraph, object]:
     with torch.cuda.graph(graph):
         results = run()
     return graph, results
+
+
+def assert_graph_follows(op, *leaves: Tensor) -> None:
+    """A graph of `op` and its gradients gives, replayed on other values, what a plain run gives."""
+
+    def step() -> list[Tensor]:
+        outputs = op(*leaves)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        # Detached: outputs that live on keep the leaves' nodes, and with them the stream they were made on.
+        values = [output.detach() for output in outputs]
+        return [*values, *torch.autograd.grad(outputs, leaves, values)]
+
+    graph, captured = capture(step)
+    with torch.no_grad():
+        for tensor in leaves:
+            tensor.mul_(0.5)
+    graph.replay()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(captured, step(), strict=True))

@@ -12,7 +12,17 @@ import pytest
 from pyft.ops.native import C
 
 TESTS = Path(__file__).parent
-FILES = ("activations", "lora", "cross_entropy", "linear_cross_entropy", "nf4", "nf4_codes", "nf4_linear")
+FILES = (
+    "rms_norm",
+    "swiglu",
+    "rotary",
+    "lora",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "nf4",
+    "nf4_codes",
+    "nf4_linear",
+)
 OTHERS = [isa for isa in C.supported_cpu_isas() if isa != C.cpu_isa()]
 
 
@@ -36,7 +46,7 @@ def test_other_instruction_sets_pass_the_same_tests(isa):
         "-q",
         "-k",
         "not emulated and not cuda and (float64 and 19 or large_vocabulary and all or exact_near or mask_is"
-        " or finite or overflow or any_size or bitsandbytes)",
+        " or finite or overflows or any_size or bitsandbytes)",
     ]
     # without what tests/conftest.py chose for torch beside the outer run's instruction set
     environment = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}
