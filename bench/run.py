@@ -64,6 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="data_preparation: a real tokenizer")
     parser.add_argument(
+        "--other", metavar="PYTHON", help="lora_call: an interpreter with another version of pyft"
+    )
+    parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
@@ -106,6 +109,8 @@ def run_op(op: str, options: argparse.Namespace, clock: CpuClock | CudaClock, re
     module = importlib.import_module(f"cases.{op}")
     if options.rows or options.tokenizer:
         module.use_files(options.rows, options.tokenizer)
+    if options.other:
+        module.use_other(options.other)
     dtypes = options.dtype or (DTYPES if options.device == "cpu" else ("bfloat16",))
     for shape in listed:
         for dtype in getattr(module, "DTYPES", None) or dtypes:
@@ -132,6 +137,8 @@ def main() -> int:
         parser.error("--shape goes with one --op")
     if (options.rows or options.tokenizer) and options.op != ["data_preparation"]:
         parser.error("--rows and --tokenizer go with --op data_preparation")
+    if options.other and options.op != ["lora_call"]:
+        parser.error("--other goes with --op lora_call")
     # As pyft's own commands do: threads of torch's OpenMP that spin after one contender's turn would take a
     # core from the next one's.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -43,6 +43,7 @@ SHAPES: dict[str, list[Shape]] = {
     "nf4_dequantize": _weights(),
     "nf4_linear": _linears((1, 16, 64, 128, 512)),
     "lora_linear": [{**shape, "R": 64} for shape in _linears((16, 512))],
+    "lora_call": [{"T": 1, "N": 64, "K": 64, "R": 8}],
     "cross_entropy": [
         {"T": 512, "V": model.vocabulary, "counted": share}
         for model, share in ((QWEN_0_5B, 1.0), (QWEN_0_5B, 0.5), (INTERNLM2_7B, 0.5))
@@ -156,6 +157,7 @@ SMOKE_SHAPES: dict[str, list[Shape]] = {
     "nf4_dequantize": [{"N": 48, "K": 80}],
     "nf4_linear": [{"T": 5, "N": 48, "K": 80}],
     "lora_linear": [{"T": 5, "N": 48, "K": 80, "R": 4}],
+    "lora_call": [{"T": 1, "N": 64, "K": 64, "R": 8}],
     "cross_entropy": [{"T": 9, "V": 101, "counted": 0.5}],
     "linear_cross_entropy": [{"T": 9, "K": 24, "V": 101, "counted": 0.5}],
     "rms_norm": [{"T": 9, "K": 40}],

@@ -138,13 +138,18 @@ def _lora(arguments: Arguments) -> Tensor:
 
 
 def _empty_gradients(arguments: BackwardArguments) -> Gradients:
-    tensors = zip((arguments.x, arguments.lora_A, arguments.lora_B), arguments.wanted, strict=True)
-    return Gradients(*(tensor.new_empty(tensor.shape if wants else 0) for tensor, wants in tensors))
+    x, lora_A, lora_B = arguments.x, arguments.lora_A, arguments.lora_B
+    wants_x, wants_A, wants_B = arguments.wanted
+    return Gradients(
+        x.new_empty(x.shape if wants_x else 0),
+        lora_A.new_empty(lora_A.shape if wants_A else 0),
+        lora_B.new_empty(lora_B.shape if wants_B else 0),
+    )
 
 
 def _lora_backward(arguments: BackwardArguments) -> Gradients:
     gradients, rows = _empty_gradients(arguments), matrix(arguments.x)
-    outputs = [matrix(g) if wants else None for g, wants in zip(gradients, arguments.wanted, strict=True)]
+    wants_x, wants_A, wants_B = arguments.wanted
     narrow = (rows.shape[0], arguments.lora_A.shape[0])
     C.lora_linear_backward(
         grad_y=matrix(arguments.grad_y),
@@ -154,7 +159,9 @@ def _lora_backward(arguments: BackwardArguments) -> Gradients:
         lora_B=arguments.lora_B.contiguous(),
         projected=rows.new_empty(narrow, dtype=torch.float32),
         grad_projected=rows.new_empty(narrow, dtype=torch.float32),
-        **dict(zip(Gradients._fields, outputs, strict=True)),
+        grad_x=matrix(gradients.grad_x) if wants_x else None,
+        grad_A=gradients.grad_A if wants_A else None,
+        grad_B=gradients.grad_B if wants_B else None,
         scaling=arguments.scaling,
         dropout=arguments.dropout,
         seed=arguments.seed,

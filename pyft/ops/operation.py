@@ -6,8 +6,8 @@
                                    fake        empty(arguments) -> y, allocated and not computed
                                    autograd    gradients(kept, wanted, grad_y) -> {"gate": ..., "up": ...}
 
-With gradients it is one node of the graph, or two where there is a `handle`, which has y's shape and no
-memory:
+With gradients it is one node of the graph. Where it has a `handle`, of y's shape and no memory, and someone
+watches what is kept, it is two:
 
     x ---> [keep] ---> handle ---> [run] ---> y            the second keeps nothing, and hands dY on
 
@@ -16,11 +16,13 @@ again. A product that keeps nothing is not computed a second time when it ends i
 does, which is a third of the work.
 
 `torch.library.register_autograd` gives the same single node, but looks every argument's default up for each
-call, among all arguments. Left out: operations that write to their arguments, gradients to lists of tensors.
+call, among all arguments. Left out: operations that write to their arguments, gradients to lists of tensors,
+of which an operation keeps one at most.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, get_type_hints
@@ -123,21 +125,22 @@ class Operation:
             node.keep(ctx, values, ())
             return handle(self._arguments(*values))
 
-        first = _function(name, keep_alone if handle else run_and_keep, node.backward)
-        second = _function(
+        whole = _function(name, run_and_keep, node.backward)
+        keeping = _function(name, keep_alone, node.backward)
+        running = _function(
             f"{name}_product",
             lambda ctx, handle, keyset, values: run(keyset, values),
             lambda ctx, grad: (grad, None, None),
         )
 
         def record(keyset: torch._C.DispatchKeySet, *values: Any) -> Any:
-            if not (
-                torch.is_grad_enabled()
-                and any(values[i] is not None and values[i].requires_grad for i in tensors)
+            if not torch.is_grad_enabled() or not any(
+                values[i] is not None and values[i].requires_grad for i in tensors
             ):
                 return run(keyset, values)
-            found = first.apply(keyset, *values)
-            return second.apply(found, keyset, values) if handle else found
+            if handle is None or torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+                return whole.apply(keyset, *values)
+            return running.apply(keeping.apply(keyset, *values), keyset, values)
 
         return record
 
@@ -153,35 +156,36 @@ class _Node:
         self,
         types: dict[str, Any],
         result_names: tuple[str, ...],
-        gradients: Callable,
+        gradients: Callable[..., Mapping[str, Tensor]],
         keeps: tuple[str, ...],
     ) -> None:
         self._names, self._gradients = list(types), gradients
-        self._all_names = [*types, *result_names]
-        self._numbers = [field for field, kind in types.items() if "Tensor" not in _SCHEMA_TYPES[kind]]
-        self._lists = [field for field in keeps if types.get(field) == list[Tensor | None]]
-        self._tensors = [field for field in keeps if field not in self._lists]
-        self._by_products = [field for field in keeps if field in result_names]
+        places = {name: place for place, name in enumerate((*types, *result_names))}
+        self._numbers = [(name, places[name]) for name in types if "Tensor" not in _SCHEMA_TYPES[types[name]]]
+        self._list = next((name for name in keeps if types.get(name) == list[Tensor | None]), None)
+        self._list_place = places.get(self._list)
+        self._tensors = [name for name in keeps if name != self._list]
+        self._tensor_places = [places[name] for name in self._tensors]
+        self._by_products = [places[name] for name in keeps if name in result_names]
         self._num_differentiable = max(1, len(result_names)) - len(self._by_products)
 
     def keep(self, ctx: Any, values: tuple, results: tuple) -> None:
-        known = dict(zip(self._all_names, (*values, *results), strict=False))
-        ctx.numbers = {name: known[name] for name in self._numbers}
-        ctx.lengths = [len(known[name]) for name in self._lists]
-        lists = [tensor for name in self._lists for tensor in known[name]]
-        ctx.save_for_backward(*[known[name] for name in self._tensors], *lists)
+        known = (*values, *results)
+        ctx.numbers = {name: values[place] for name, place in self._numbers}
+        in_list = () if self._list is None else values[self._list_place]
+        ctx.save_for_backward(*[known[place] for place in self._tensor_places], *in_list)
         if self._num_differentiable == 1:
             ctx.set_materialize_grads(False)
         if self._by_products:
-            ctx.mark_non_differentiable(*[known[name] for name in self._by_products])
+            ctx.mark_non_differentiable(*[known[place] for place in self._by_products])
 
     def backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        wanted = {name for name, wants in zip(self._names, ctx.needs_input_grad[1:], strict=True) if wants}
-        found: Mapping[str, Tensor] = {}
-        if grads[0] is not None:
-            saved = iter(ctx.saved_tensors)
-            kept = SimpleNamespace(**ctx.numbers, **dict(zip(self._tensors, saved, strict=False)))
-            for name, length in zip(self._lists, ctx.lengths, strict=True):
-                setattr(kept, name, [next(saved) for _ in range(length)])
-            found = self._gradients(kept, wanted, *grads[: self._num_differentiable])
+        if grads[0] is None:
+            return (None,) * (1 + len(self._names))
+        saved, kept = ctx.saved_tensors, SimpleNamespace(**ctx.numbers)
+        vars(kept).update(zip(self._tensors, saved, strict=False))
+        if self._list is not None:
+            setattr(kept, self._list, list(saved[len(self._tensors) :]))
+        wanted = set(itertools.compress(self._names, ctx.needs_input_grad[1:]))
+        found = self._gradients(kept, wanted, *grads[: self._num_differentiable])
         return (None, *[found.get(name) if name in wanted else None for name in self._names])
