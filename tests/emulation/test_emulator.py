@@ -52,14 +52,23 @@ def test_kernels_are_clean_under_address_sanitizer(tmp_path):
         "ASAN_OPTIONS": "detect_leaks=0",
         "PYFT_EMULATED": str(tmp_path),
     }
-    # The steps of linear_cross_entropy are tested where they are put together.
+    # Beside the kernels' own tests, the operations whose kernels have none.
     folder = Path(__file__).parent
+    names = ("linear_cross_entropy", "rms_norm", "swiglu", "rotary")
     tests = [
-        *map(str, sorted(folder.glob("test_*_kernels.py"))),
-        str(folder.parent / "ops" / "test_linear_cross_entropy.py"),
+        *sorted(folder.glob("test_*_kernels.py")),
+        *(folder.parent / "ops" / f"test_{n}.py" for n in names),
     ]
-    wanted = "kernels and (seed1 or not seed) or linear_cross_entropy and emulated"
-    command = [sys.executable, "-m", "pytest", "-q", "--capture=no", "-k", wanted, *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--capture=no",
+        "-k",
+        "kernels or emulated and not opcheck",
+    ]
+    command += map(str, tests)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout
