@@ -51,7 +51,7 @@ def encode_conversation(
 ) -> Encoded | None:
     """Encode one conversation, of any length, learning every trained turn; None where there is none."""
     encoder = RowEncoder(tokenizer, template, EncodeOptions(SFT))
-    (row,) = encode(encoder, [Row(tuple(messages), None, "")])
+    (row,) = encode(encoder, [Row(tuple(messages), None)])
     if row.error is not None:
         raise DataError(row.error)
     return row.samples[0] if row.samples else None

@@ -38,7 +38,7 @@ def read_path(path, **settings) -> File:
     for chunk in chunks:
         for record in chunk.decode():
             try:
-                file.rows.append(convert_record(record, file.format, file.unused))
+                file.rows.append(convert_record(record, str(path), file.format, file.unused))
             except LeaveOut as reason:
                 file.left_out[str(reason)] += 1
     return file

@@ -11,6 +11,7 @@ from pathlib import Path
 from waiting import wait_until
 
 from pyft.data.prepared.chunk import EncodedChunk
+from pyft.data.prepared.counts import Counts
 
 
 class Orders:
@@ -30,5 +31,5 @@ class Orders:
             raise ZeroDivisionError(rest)
         elif verb == "modules":
             loaded = Counter(name for name in ("torch", "transformers") if name in sys.modules)
-            return EncodedChunk(os.getpid(), unused=loaded)
-        return EncodedChunk(os.getpid(), error=f"{chunk} {format}")
+            return EncodedChunk(unused=loaded)
+        return EncodedChunk(Counts(os.getpid()), error=f"{chunk} {format}")

@@ -149,7 +149,6 @@ def _write_store(samples: Sequence[Sample], folder: Path) -> None:
     writer = StoreWriter(folder)
     writer.add(
         EncodedChunk(
-            num_records=count,
             ids=np.concatenate([sample.input_ids for sample in samples]),
             labels=np.concatenate([sample.labels for sample in samples]),
             lengths=np.array([len(sample) for sample in samples], np.int32),

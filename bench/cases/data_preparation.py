@@ -144,7 +144,7 @@ def _rows_to_labels(rows: list[Turns], tokenizer: Any) -> Callable[[], Any]:
     def run() -> Any:
         _let_tokenizer_use_threads()
         unused: Counter[str] = Counter()
-        return encoder.encode([CONVERTERS["messages"]({"messages": turns}, "", unused) for turns in rows])
+        return encoder.encode([CONVERTERS["messages"]({"messages": turns}, unused) for turns in rows])
 
     return run
 

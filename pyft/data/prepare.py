@@ -24,17 +24,13 @@ from pyft.data.batches.packing import pack
 from pyft.data.batches.split import rank_rows, split_rows
 from pyft.data.batches.streaming import StreamSettings, StreamSource
 from pyft.data.chat.chat_template import ChatTemplate
+from pyft.data.prepared.counts import Counts, SourceCounts
 from pyft.data.prepared.pipeline import Poll
 from pyft.data.prepared.selection import Selection
-from pyft.data.prepared.source import (
-    STREAM_ROWS,
-    PreparedSource,
-    SourceReader,
-    describe_tokenizer,
-    encode_options,
-)
+from pyft.data.prepared.source import STREAM_ROWS, SourceReader, describe_tokenizer, encode_options
+from pyft.data.prepared.store import SampleStore
 from pyft.data.show.colours import wants_colour
-from pyft.data.show.ledger import Counts, make_ledger
+from pyft.data.show.ledger import make_ledger
 from pyft.data.show.remarks import describe_ledger, describe_no_stop, describe_nothing_left
 from pyft.data.show.samples import format_sample
 from pyft.errors import ConfigError, DataError
@@ -73,18 +69,24 @@ def prepare(
     check_mode(stage, tokenizer, template)
     data, seed = stage.data, stage.train.seed
     reader = SourceReader(stage, tokenizer, template, poll)
-    counts = Counts()
-    sources = _prepare_sources(reader, data.train, counts)
-    if not sum(len(source.store) for source in sources):
-        errors = [error for source in sources for error in source.content["errors"]]
-        raise DataError(describe_nothing_left(data.train, counts, data.max_length, errors))
+    prepared = [reader.prepare(source) for source in data.train]
+    stores, counts = [store for store, _ in prepared], Counts()
+    for _, of_source in prepared:
+        counts.add(of_source)
+    if not any(map(len, stores)):
+        raise DataError(describe_nothing_left(data.train, counts, data.max_length))
     if template is not None and data.train_on_eot:
-        _check_stop(sources, template)
-    set_aside = _prepare_sources(reader, data.validation, counts)
-    in_order = Selection([source.store for source in sources])
-    train, validation = _split(in_order, sources, set_aside, data.val_size, seed)
+        _check_stop([of_source for _, of_source in prepared], counts, template)
+    set_aside = [reader.prepare(source) for source in data.validation]
+    for _, of_source in set_aside:
+        counts.add(of_source)
+    in_order = Selection(stores)
+    if set_aside:
+        train, validation = in_order, Selection([store for store, _ in set_aside])
+    else:
+        train, validation = _split(in_order, stores, data.val_size, seed)
     if not data.streaming:
-        train = _repeat(train, data.train, sources, counts, seed)
+        train = _repeat(train, data.train, stores, counts, seed)
     max_length = data.max_length if data.packing else None
     train_packs, validation_packs = _pack(train, max_length, seed), _pack(validation, max_length, seed)
     ledger = make_ledger(
@@ -95,10 +97,9 @@ def prepare(
         num_train_packs=None if train_packs is None else len(train_packs),
         num_validation_packs=None if validation_packs is None else len(validation_packs),
     )
-    notes = [note for source in (*sources, *set_aside) for note in source.notes]
-    notes += [reader.note] if reader.note else []
+    notes = list(reader.notes)
     if data.streaming:
-        held_out = frozenset() if set_aside else _digests_of(validation, sources)
+        held_out = frozenset() if set_aside else _digests_of(validation, stores)
         batches = _stream(stage, reader, held_out, poll)
         notes.append(
             f"streaming: the ledger is of the first {STREAM_ROWS} rows of each source; the others are read "
@@ -134,36 +135,19 @@ def check_mode(stage: Stage, tokenizer: Any, template: ChatTemplate | None) -> N
         raise ConfigError(f"mode {stage.mode} needs a chat template (model.template): name one")
 
 
-def _prepare_sources(
-    reader: SourceReader, sources: Sequence[DataSource], counts: Counts
-) -> list[PreparedSource]:
-    prepared = []
-    for source in sources:
-        prepared.append(reader.prepare(source))
-        counts.add(prepared[-1].content)
-    return prepared
-
-
-def _check_stop(sources: Sequence[PreparedSource], template: ChatTemplate) -> None:
-    tallies = [source.content["tally"] for source in sources]
-    if not any(tally.get("rows_with_end") for tally in tallies):
-        num_truncated = sum(tally.get("rows_truncated", 0) for tally in tallies)
-        formats = {
-            file["format"]["name"] for source in sources for file in source.content["files"] if file["format"]
-        }
-        raise ConfigError(describe_no_stop(template, num_truncated, is_tokenized=formats == {"tokenized"}))
+def _check_stop(sources: Sequence[SourceCounts], counts: Counts, template: ChatTemplate) -> None:
+    if not counts.tally["rows_with_end"]:
+        formats = {file.format.name for source in sources for file in source.files if file.format}
+        is_tokenized = formats == {"tokenized"}
+        raise ConfigError(
+            describe_no_stop(template, counts.tally["rows_truncated"], is_tokenized=is_tokenized)
+        )
 
 
 def _split(
-    in_order: Selection,
-    sources: Sequence[PreparedSource],
-    set_aside: Sequence[PreparedSource],
-    val_size: float,
-    seed: int,
+    in_order: Selection, stores: Sequence[SampleStore], val_size: float, seed: int
 ) -> tuple[Selection, Selection]:
-    if set_aside:
-        return in_order, Selection([source.store for source in set_aside])
-    digests = np.concatenate([source.store.row_digests for source in sources])
+    digests = np.concatenate([store.row_digests for store in stores])
     chosen = split_rows(digests, val_size, seed)[in_order.rows]
     return in_order.take(~chosen), in_order.take(chosen)
 
@@ -171,7 +155,7 @@ def _split(
 def _repeat(
     train: Selection,
     sources: Sequence[DataSource],
-    prepared: Sequence[PreparedSource],
+    stores: Sequence[SampleStore],
     counts: Counts,
     seed: int,
 ) -> Selection:
@@ -179,10 +163,10 @@ def _repeat(
     if all(source.weight == 1 for source in sources):
         return train
     learned = np.unique(train.rows)
-    times = np.empty(sum(len(own.store.row_digests) for own in prepared), np.int64)
+    times = np.empty(sum(len(store.row_digests) for store in stores), np.int64)
     first = 0
-    for source, own in zip(sources, prepared, strict=True):
-        digests = own.store.row_digests
+    for source, store in zip(sources, stores, strict=True):
+        digests = store.row_digests
         rows = learned[(learned >= first) & (learned < first + len(digests))]
         ranked = rows[np.argsort(rank_rows(digests[rows - first], seed + 1), kind="stable")]
         times[rows] = int(source.weight)
@@ -191,7 +175,7 @@ def _repeat(
     each = times[train.rows]
     counts.dropped["not_sampled"] += len(np.unique(train.rows[each == 0]))
     counts.tally["tokens_cut"] += int(train.lengths[each == 0].sum())
-    counts.tokens_repeated = int((train.lengths * np.maximum(each - 1, 0)).sum())
+    counts.tally["tokens_repeated"] += int((train.lengths * np.maximum(each - 1, 0)).sum())
     repeated = train.take(np.repeat(np.arange(len(train)), each))
     if not len(repeated):
         raise ConfigError(
@@ -207,8 +191,8 @@ def _longest(stage: Stage, *parts: Selection) -> int:
     return max(longest, stage.data.max_length or 0) if stage.data.streaming else longest
 
 
-def _digests_of(validation: Selection, sources: Sequence[PreparedSource]) -> frozenset[bytes]:
-    digests = np.concatenate([source.store.row_digests for source in sources])
+def _digests_of(validation: Selection, stores: Sequence[SampleStore]) -> frozenset[bytes]:
+    digests = np.concatenate([store.row_digests for store in stores])
     return frozenset(digest.tobytes() for digest in digests[np.unique(validation.rows)])
 
 

@@ -112,7 +112,7 @@ def bind(tokenizers):
 
 
 def encode_talk(encoder: RowEncoder, talk: tuple[Message, ...]):
-    (row,) = encode(encoder, [Row(talk, None, "here")])
+    (row,) = encode(encoder, [Row(talk, None)])
     assert row.error is None
     return row
 
@@ -238,6 +238,6 @@ def test_templates_without_marks_render_as_transformers_does(bind_own, talk, nam
 @given(st.lists(conversations(), min_size=1, max_size=4), st.sampled_from(sorted(BUILTIN_TEMPLATES)))
 def test_rows_do_not_depend_on_their_neighbours(bind, talks, template_name):
     encoder, _, _ = bind(template_name, "bpe")
-    together = encode(encoder, [Row(talk, None, str(index)) for index, talk in enumerate(talks)])
-    alone = [encode(encoder, [Row(talk, None, str(index))])[0] for index, talk in enumerate(talks)]
+    together = encode(encoder, [Row(talk, None) for index, talk in enumerate(talks)])
+    alone = [encode(encoder, [Row(talk, None)])[0] for index, talk in enumerate(talks)]
     assert together == alone

@@ -54,14 +54,10 @@ class StreamSource:
         held_out: frozenset[bytes],
         poll: Poll,
     ) -> None:
-        """Get ready; nothing is read yet.
+        """Take what the rows are read and encoded with; nothing is read yet.
 
-        Args:
-            sources: Where the rows come from.
-            encoder: Encodes chunks of them.
-            settings: How batches are made.
-            held_out: Digests of rows that are left out.
-            poll: Called while batches that were trained on are passed over; what it raises ends the work.
+        `held_out` are digests of rows that are left out. `poll` is called while batches that were trained on
+        are passed over; what it raises ends the work.
         """
         self._sources, self._encoder, self._settings = sources, encoder, settings
         self._held_out, self._poll, self._is_passing_over = held_out, poll, False
@@ -69,18 +65,7 @@ class StreamSource:
         self._restart()
 
     def batch(self, epoch: int, index: int) -> Batch:
-        """Return one batch.
-
-        Args:
-            epoch: 0.
-            index: From 0 to num_batches - 1.
-
-        Returns:
-            The batch.
-
-        Raises:
-            IndexError: There is no such batch.
-        """
+        """Return batch `index`, from 0 to num_batches - 1, of epoch 0, the only one."""
         if epoch != 0 or not 0 <= index < self.num_batches:
             raise IndexError(f"StreamSource: batch {index} of {self.num_batches}, epoch {epoch}")
         if index < self._next - 1:
@@ -96,11 +81,7 @@ class StreamSource:
         return self._last
 
     def describe(self) -> str:
-        """Say what was read so far.
-
-        Returns:
-            One line; its rows add up.
-        """
+        """Say in one line what was read so far; its rows add up."""
         counts, num_dropped = self._counts, self._dropped.total()
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self._dropped.items()) if count)
         ahead = counts["read"] - counts["batched"] - counts["held_out"] - num_dropped
@@ -159,7 +140,7 @@ class StreamSource:
         files = expand_source(source)[0]
         while True:
             num_given = 0
-            for chunk in encode_files(
+            for _, _, chunk in encode_files(
                 files,
                 source,
                 self._encoder,
@@ -168,9 +149,9 @@ class StreamSource:
                 poll=self._poll_while_passing_over,
                 first_rows=source.max_samples or 0,
             ):
-                self._counts["read"] += chunk.encoded.num_records
-                self._dropped.update(chunk.encoded.dropped)
-                for digest, row in rows_of_chunk(chunk.encoded):
+                self._counts["read"] += chunk.counts.rows_read
+                self._dropped.update(chunk.counts.dropped)
+                for digest, row in rows_of_chunk(chunk):
                     if digest in self._held_out:
                         self._counts["held_out"] += 1
                         continue

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyft.data.encode.sample import IGNORED
+from pyft.data.prepared.counts import Counts
 from pyft.data.rows.fields import LeaveOut
 from pyft.data.rows.formats import RowFormat, convert_record
 from pyft.errors import DataError
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pyft.data.rows.row import Row
 
 DIGEST_BYTES = 16
-_SHOWN_ERRORS = 5
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,19 @@ class ChunkEncoder:
     skips_bad_records: bool
 
     def encode(self, chunk: RawChunk, format: RowFormat) -> EncodedChunk:
-        """Encode a chunk.
-
-        Args:
-            chunk: Some records of one file.
-            format: How the file is read.
-
-        Returns:
-            Its samples and counts; where bad records are errors, the first one's message instead.
-        """
-        result = EncodedChunk(num_records=len(chunk))
+        """Encode a chunk of a file of that format; where bad records are errors, only tell the first."""
+        result = EncodedChunk(Counts(rows_read=len(chunk) + chunk.num_left_out))
+        dropped = result.counts.dropped
+        dropped["not_sampled"] += chunk.num_left_out
         rows: list[Row] = []
         positions: list[int] = []
         errors: dict[int, str] = {}
         for position, record in enumerate(chunk.decode()):
             try:
-                rows.append(convert_record(record, format, result.unused))
+                rows.append(convert_record(record, chunk.path, format, result.unused))
                 positions.append(position)
             except LeaveOut as reason:
-                result.dropped[str(reason)] += 1
+                dropped[str(reason)] += 1
             except DataError as error:
                 errors[position] = error.messages[0]
         builder = _Builder(result, self.end_ids)
@@ -67,10 +61,9 @@ class ChunkEncoder:
             else:
                 builder.add(row, number)
         if errors and not self.skips_bad_records:
-            return EncodedChunk(num_records=len(chunk), error=errors[min(errors)])
-        if errors:
-            result.dropped["bad_record"] += len(errors)
-            result.errors_shown = [errors[position] for position in sorted(errors)][:_SHOWN_ERRORS]
+            return EncodedChunk(error=errors[min(errors)])
+        dropped["bad_record"] += len(errors)
+        result.counts.add_errors([errors[position] for position in sorted(errors)])
         builder.finish()
         return result
 
@@ -82,11 +75,11 @@ class EncodedChunk:
     `ids` and `labels` are int32 [tokens]; `lengths`, `trained`, `targets`, `rows` int32 [samples]: tokens of
     each sample, its labels that are learned, those of them with a token before them, and which of the rows
     that have samples it is of; `digests` uint8 [samples, 16] of its ids. `numbers` int64 [rows]: line or row
-    in the file; `row_digests` uint8 [rows, 16] of a row's texts or ids. `cut_texts` by sample; `tally` sums
-    the counts of rows by name.
+    in the file; `row_digests` uint8 [rows, 16] of a row's texts or ids. `cut_texts` by sample; `unused`
+    counts keys that were not read.
     """
 
-    num_records: int
+    counts: Counts = field(default_factory=Counts)
     error: str | None = None
     ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
@@ -98,12 +91,7 @@ class EncodedChunk:
     digests: np.ndarray = field(default_factory=lambda: np.empty((0, DIGEST_BYTES), np.uint8))
     row_digests: np.ndarray = field(default_factory=lambda: np.empty((0, DIGEST_BYTES), np.uint8))
     cut_texts: dict[int, str] = field(default_factory=dict)
-    tally: Counter[str] = field(default_factory=Counter)
-    longest: int = 0
-    longest_dropped: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
     unused: Counter[str] = field(default_factory=Counter)
-    errors_shown: list[str] = field(default_factory=list)
 
 
 class _Builder:
@@ -117,13 +105,13 @@ class _Builder:
         self._row_digests: list[bytes] = []
 
     def add(self, row: EncodedRow, number: int) -> None:
-        result = self._result
-        tally = result.tally
+        counts = self._result.counts
+        tally = counts.tally
         tally["tokens_encoded"] += row.num_tokens
         tally["tokens_cut"] += row.tokens_cut
         if not row.samples:
-            result.dropped[row.dropped or "no_trained_tokens"] += 1
-            result.longest_dropped = max(result.longest_dropped, row.longest)
+            counts.dropped[row.dropped or "no_trained_tokens"] += 1
+            counts.longest_dropped = max(counts.longest_dropped, row.longest)
             return
         tally["turns_cut"] += row.turns_cut
         tally["rows_split"] += len(row.samples) > 1
@@ -132,7 +120,7 @@ class _Builder:
         tally["rejected_unused"] += row.rejected_unused
         tally["turns_shortened"] += row.turns_shortened
         if row.cut_text:
-            result.cut_texts[len(self._samples) + len(row.samples) - 1] = row.cut_text
+            self._result.cut_texts[len(self._samples) + len(row.samples) - 1] = row.cut_text
         self._rows.extend([len(self._numbers)] * len(row.samples))
         self._samples.extend(row.samples)
         self._numbers.append(number)
@@ -153,9 +141,8 @@ class _Builder:
         result.numbers = np.array(self._numbers, np.int64)
         result.digests = _as_array([_digest(sample.input_ids.tobytes()) for sample in samples])
         result.row_digests = _as_array(self._row_digests)
-        result.longest = int(result.lengths.max())
         ends = np.isin(result.labels, list(self._end_ids))
-        result.tally["rows_with_end"] += len(np.unique(np.repeat(result.rows, result.lengths)[ends]))
+        result.counts.tally["rows_with_end"] += len(np.unique(np.repeat(result.rows, result.lengths)[ends]))
 
 
 def _digest(content: bytes) -> bytes:

@@ -11,7 +11,7 @@ import contextlib
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from pyft.config.schema import DataSource
 from pyft.cpus import num_usable_cpus
@@ -23,31 +23,15 @@ from pyft.data.rows.formats import RowFormat, read_head, resolve_format
 from pyft.errors import DataError
 
 Poll = Callable[[], None]
+Task = tuple[int, RowFormat, RawChunk]
+"""What is to be encoded: the number of its file, how that is read, and the chunk."""
 
 _SMALL_BYTES = 20_000_000
 _MOST_WORKERS = 8
 
 
-@dataclass(frozen=True)
-class FileChunk:
-    """One encoded chunk, the file it is of (an index), that file's format, and its records not chosen."""
-
-    file: int
-    format: RowFormat
-    num_not_sampled: int
-    encoded: EncodedChunk
-
-
 def choose_num_workers(given: int | None, files: Sequence[DataFile]) -> int:
-    """Choose how many worker processes encode.
-
-    Args:
-        given: data.num_workers; None leaves the choice to this function.
-        files: What is to be read.
-
-    Returns:
-        0 for none: starting them takes longer than small files do.
-    """
+    """Choose how many processes encode where data.num_workers leaves it open; none for small files."""
     if given is not None:
         return given
     if sum(file.size_bytes for file in files) < _SMALL_BYTES:
@@ -64,80 +48,56 @@ def encode_files(
     seed: int,
     poll: Poll,
     first_rows: int = 0,
-) -> Iterator[FileChunk]:
-    """Encode all files of a source.
+) -> Iterator[tuple[int, RowFormat, EncodedChunk]]:
+    """Encode all files of a source: the number and format of each one's, and its chunks, in order.
 
-    Args:
-        files: The files.
-        source: Says the format, and how many rows are taken (`max_samples`).
-        encoder: Encodes one chunk.
-        num_workers: Worker processes; 0 encodes in this one.
-        seed: Of the choice of rows.
-        poll: Called at least every 0.2 s; what it raises ends the work.
-        first_rows: Read no more than so many rows, and choose none of them; 0 reads all.
-
-    Yields:
-        FileChunk: In file order.
-
-    Raises:
-        DataError: A file or, where bad records are errors, a record cannot be used: the first one in order.
+    `max_samples` of the source chooses rows by the seed; `first_rows` reads no more than so many, and chooses
+    none of them. `poll` is called at least every 0.2 s; what it raises ends the work. The first mistake in
+    order is raised as DataError: in a file or, where bad records are errors, in a record.
     """
     if first_rows:
         tasks = _read_first(files, source, encoder.skips_bad_records, first_rows)
     else:
         tasks = _read(files, source, encoder.skips_bad_records, seed, poll)
     if num_workers == 0:
-        run = _run_here(tasks, encoder)
+        run = ((file, format, encoder.encode(chunk, format)) for file, format, chunk in tasks)
     else:
         run = _run_in_workers(tasks, encoder, num_workers, poll)
     with contextlib.closing(run):
-        for chunk in run:
+        for file, format, encoded in run:
             poll()
-            if chunk.encoded.error is not None:
-                raise DataError(chunk.encoded.error)
-            yield chunk
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What is to be encoded: a chunk of file number `file`, without its records that were not chosen."""
-
-    file: int
-    format: RowFormat
-    num_not_sampled: int
-    chunk: RawChunk
-
-    def finished(self, encoded: EncodedChunk) -> FileChunk:
-        return FileChunk(self.file, self.format, self.num_not_sampled, encoded)
+            if encoded.error is not None:
+                raise DataError(encoded.error)
+            yield file, format, encoded
 
 
 def _read(
     files: Sequence[DataFile], source: DataSource, skips: bool, seed: int, poll: Poll
-) -> Iterator[_Task]:
+) -> Iterator[Task]:
     chosen = None if source.max_samples is None else _sample(files, source.max_samples, seed, poll)
     position = 0
-    for index, file in enumerate(files):
+    for number, file in enumerate(files):
         format, chunks = _begin(file, source, skips)
         for chunk in chunks:
             if chosen is None:
-                yield _Task(index, format, 0, chunk)
+                yield number, format, chunk
                 continue
             first, position = position, position + len(chunk)
             kept = []
             while chosen and chosen[-1] < position:
                 kept.append(chosen.pop() - first)
-            yield _Task(index, format, len(chunk) - len(kept), chunk.take(kept))
+            yield number, format, replace(chunk.take(kept), num_left_out=len(chunk) - len(kept))
 
 
 def _read_first(
     files: Sequence[DataFile], source: DataSource, skips: bool, first_rows: int
-) -> Iterator[_Task]:
-    for index, file in enumerate(files):
+) -> Iterator[Task]:
+    for number, file in enumerate(files):
         format, chunks = _begin(file, source, skips)
         for chunk in chunks:
             chunk = chunk.take(range(first_rows)) if len(chunk) > first_rows else chunk
             first_rows -= len(chunk)
-            yield _Task(index, format, 0, chunk)
+            yield number, format, chunk
             if not first_rows:
                 return
 
@@ -156,15 +116,7 @@ def _sample(files: Sequence[DataFile], count: int, seed: int, poll: Poll) -> lis
 
 
 def count_records(files: Sequence[DataFile], poll: Poll) -> int:
-    """Count the records of files, decoding no more than it takes.
-
-    Args:
-        files: The files.
-        poll: Called now and then.
-
-    Returns:
-        Records in all.
-    """
+    """Count the records of files, decoding no more than it takes."""
     total = 0
     for file in files:
         for chunk in read_chunks(file):
@@ -173,15 +125,10 @@ def count_records(files: Sequence[DataFile], poll: Poll) -> int:
     return total
 
 
-def _run_here(tasks: Iterator[_Task], encoder: ChunkEncoder) -> Iterator[FileChunk]:
-    for task in tasks:
-        yield task.finished(encoder.encode(task.chunk, task.format))
-
-
 def _run_in_workers(
-    tasks: Iterator[_Task], encoder: ChunkEncoder, num_workers: int, poll: Poll
-) -> Iterator[FileChunk]:
-    under_way: deque[_Task] = deque()
+    tasks: Iterator[Task], encoder: ChunkEncoder, num_workers: int, poll: Poll
+) -> Iterator[tuple[int, RowFormat, EncodedChunk]]:
+    under_way: deque[tuple[int, RowFormat]] = deque()
     failure: DataError | None = None
     with contextlib.closing(WorkerPool(encoder, num_workers, poll)) as pool:
         while True:
@@ -194,10 +141,11 @@ def _run_in_workers(
                     break
                 if task is None:
                     break
-                pool.send(task.chunk, task.format)
-                under_way.append(task)
+                file, format, chunk = task
+                pool.send(chunk, format)
+                under_way.append((file, format))
             if not under_way:
                 break
-            yield under_way.popleft().finished(pool.receive())
+            yield *under_way.popleft(), pool.receive()
     if failure is not None:
         raise failure

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -29,18 +29,20 @@ LONGEST_LINE_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class RawChunk:
-    """Some records of one file: `items` are raw lines or, where `decoded`, values.
+    """Some records of one file: `items` are values, as far as `num_decoded` goes, and then raw lines.
 
     `numbers` has the line or row of each, from 1; `errors` the messages of those without a value, by number;
-    `unended` is the number of the file's last line if no newline follows it.
+    `unended` is the number of the file's last line if no newline follows it; `num_left_out` counts records
+    that are not in it, as they were not sampled.
     """
 
     path: str
     items: Sequence[Any]
     numbers: Sequence[int]
-    decoded: bool = False
+    num_decoded: int = 0
     errors: dict[int, str] = field(default_factory=dict)
     unended: int | None = None
+    num_left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.items)
@@ -50,13 +52,20 @@ class RawChunk:
         items = [self.items[position] for position in positions]
         numbers = [self.numbers[position] for position in positions]
         errors = {number: self.errors[number] for number in numbers if number in self.errors}
-        return RawChunk(self.path, items, numbers, self.decoded, errors, self.unended)
+        num_decoded = sum(position < self.num_decoded for position in positions)
+        return replace(self, items=items, numbers=numbers, num_decoded=num_decoded, errors=errors)
+
+    def with_decoded(self, records: Sequence[Record]) -> RawChunk:
+        """Put decoded records in the place of the first items, so that nobody decodes them again."""
+        items = [*(record.value for record in records), *self.items[len(records) :]]
+        errors = self.errors | {record.number: record.error for record in records if record.error}
+        return replace(self, items=items, num_decoded=max(len(records), self.num_decoded), errors=errors)
 
     def decode(self) -> Iterator[Record]:
         """Decode each record, in order."""
-        for item, number in zip(self.items, self.numbers, strict=True):
-            if self.decoded:
-                yield Record(item, f"{self.path}:{number}", self.errors.get(number))
+        for position, (item, number) in enumerate(zip(self.items, self.numbers, strict=True)):
+            if position < self.num_decoded:
+                yield Record(item, number, self.errors.get(number))
             else:
                 yield decode_line(item, self.path, number, ended=number != self.unended)
 
@@ -116,7 +125,7 @@ def _group(path: str, records: Iterable[tuple[Any, str | None]]) -> Iterator[Raw
     while group := list(islice(records, ROWS_PER_CHUNK)):
         numbers = range(first, first + len(group))
         errors = {number: error for number, (_, error) in zip(numbers, group, strict=True) if error}
-        yield RawChunk(path, [value for value, _ in group], numbers, True, errors)
+        yield RawChunk(path, [value for value, _ in group], numbers, len(group), errors)
         first += len(group)
 
 

@@ -54,10 +54,9 @@ def decode_array(raw: bytes, path: str) -> Iterator[Record]:
 
 
 def _decode_element(text: str, start: int, path: str, row: int) -> tuple[Record, int]:
-    source = f"{path}:{row}"
     try:
-        value, end = decode_value(text, start, source)
-        return Record(value, source), end
+        value, end = decode_value(text, start, f"{path}:{row}")
+        return Record(value, row), end
     except json.JSONDecodeError as error:
         raise DataError(_describe_array_error(path, text, error.pos, error.msg, row)) from error
     except DataError as error:
@@ -66,7 +65,7 @@ def _decode_element(text: str, start: int, path: str, row: int) -> tuple[Record,
         except (ValueError, RecursionError):
             raise error from None
         # Only a key is duplicated: the end of the element is known, so the others can still be read.
-        return Record(None, source, str(error)), end
+        return Record(None, row, str(error)), end
 
 
 def _skip_blanks(text: str, position: int) -> int:

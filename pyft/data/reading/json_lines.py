@@ -17,13 +17,13 @@ BLANK = " \t\r\n"
 
 
 class Record(NamedTuple):
-    """One record and its place: `source` is `file:line`, or `file:row`, both from 1.
+    """One record, and the number of its line or row in the file, from 1.
 
     One that cannot be decoded has no value but an `error`: the whole message.
     """
 
     value: Any
-    source: str
+    number: int
     error: str | None = None
 
 
@@ -72,30 +72,30 @@ def decode_utf8(raw: bytes, path: str, line: int) -> str:
 
 def decode_line(raw: bytes, path: str, number: int, *, ended: bool = True) -> Record:
     """Decode a line that is not blank; the last line of a file may be cut unless a newline `ended` it."""
-    source = f"{path}:{number}"
     try:
         text = raw.decode()
         value, end = _DECODER.scan_once(text, 0)
         if end == len(text) or not text[end:].strip(BLANK):
-            return Record(value, source)
+            return Record(value, number)
     except (ValueError, StopIteration, RecursionError, DuplicateKey):
         pass
     # Blanks before the value, or something wrong, whose place the slow way finds.
     try:
-        return Record(_parse_line(decode_utf8(raw, path, number), source, number, ended), source)
+        return Record(_parse_line(decode_utf8(raw, path, number), path, number, ended), number)
     except DataError as error:
-        return Record(None, source, str(error))
+        return Record(None, number, str(error))
 
 
-def _parse_line(text: str, source: str, number: int, ended: bool) -> Any:
+def _parse_line(text: str, path: str, number: int, ended: bool) -> Any:
+    place = f"{path}:{number}"
     try:
         start = len(text) - len(text.lstrip(BLANK))
-        value, end = decode_value(text, start, source)
+        value, end = decode_value(text, start, place)
         if rest := text[end:].lstrip(BLANK):
             raise json.JSONDecodeError("a second value on the line", text, len(text) - len(rest))
         return value
     except json.JSONDecodeError as error:
-        where = f"{source}:{error.pos + 1}"
+        where = f"{place}:{error.pos + 1}"
         if not ended:
             raise DataError(
                 f"{where}: the last line is cut ({error.msg}): the file ends inside a record; write the file "
@@ -108,23 +108,23 @@ def _parse_line(text: str, source: str, number: int, ended: bool) -> Any:
         raise DataError(f"{where}: broken JSON ({error.msg}): fix this line; one record a line") from error
 
 
-def decode_value(text: str, start: int, source: str) -> tuple[Any, int]:
+def decode_value(text: str, start: int, place: str) -> tuple[Any, int]:
     """Decode the JSON value at `start`; also return its end. JSONDecodeError is the caller's to explain."""
     try:
         return _DECODER.raw_decode(text, start)
     except json.JSONDecodeError:
         raise
     except DuplicateKey as error:
-        raise DataError(_describe_duplicate_key(source, error.args[0])) from None
+        raise DataError(_describe_duplicate_key(place, error.args[0])) from None
     except RecursionError:
-        raise DataError(f"{source}: the record is nested too deeply: flatten it") from None
+        raise DataError(f"{place}: the record is nested too deeply: flatten it") from None
     except ValueError as error:
-        raise DataError(f"{source}: a number cannot be read ({error}): shorten it") from None
+        raise DataError(f"{place}: a number cannot be read ({error}): shorten it") from None
 
 
-def _describe_duplicate_key(source: str, key: str) -> str:
+def _describe_duplicate_key(place: str, key: str) -> str:
     quoted = json.dumps(key, ensure_ascii=False)
-    return f"{source}: the key {quoted} appears twice in one record: keep one of them"
+    return f"{place}: the key {quoted} appears twice in one record: keep one of them"
 
 
 def json_type(value: Any) -> str:

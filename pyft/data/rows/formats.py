@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 from pyft.config.schema import DataSource
 from pyft.data.reading.chunks import RawChunk, read_chunks
@@ -76,7 +76,7 @@ def resolve_format(
     if detected:
         if on_bad_record == "error":
             _raise_first_error(head)
-        format = _detect(records, columns, on_bad_record)
+        format = _detect(records, path, columns, on_bad_record)
         check_columns(source.columns, format)
     return RowFormat(format, detected, columns, system, source.map)
 
@@ -95,7 +95,7 @@ def _raise_first_error(head: Sequence[Record]) -> None:
             raise DataError(record.error)
 
 
-def _detect(records: Sequence[Record], columns: Mapping[str, str], on_bad_record: str) -> str:
+def _detect(records: Sequence[Record], path: str, columns: Mapping[str, str], on_bad_record: str) -> str:
     values = [rename_keys(record.value, columns, Counter()) for record in records]
     found = [detect_record(value) for value in values]
     votes = Counter(name for name in found if name is not None)
@@ -104,37 +104,37 @@ def _detect(records: Sequence[Record], columns: Mapping[str, str], on_bad_record
     first = next(iter(votes), None)
     for record, value, name in zip(records, values, found, strict=True):
         if name is None:
-            raise DataError(f"{record.source}: {describe_unknown(value, columns)}")
+            raise DataError(f"{path}:{record.number}: {describe_unknown(value, columns)}")
         if name != first:
             raise DataError(
-                f"{record.source}: this row is {name}, the rows before it are {first}: "
+                f"{path}:{record.number}: this row is {name}, the rows before it are {first}: "
                 "put rows of one format in one file"
             )
     return str(first)
 
 
-def convert_record(record: Record, format: RowFormat, unused: Counter[str]) -> Row:
+def convert_record(record: Record, path: str, format: RowFormat, unused: Counter[str]) -> Row:
     """Convert one record to a row, counting in `unused` the keys that are not read.
 
     A record that does not fit raises DataError, one that its format leaves out LeaveOut.
     """
     if record.error is not None:
         raise DataError(record.error)
-    value, source = record.value, record.source
+    value, place = record.value, f"{path}:{record.number}"
     try:
         if format.columns:
             value = rename_keys(value, format.columns, unused)
-        return CONVERTERS[format.name](value, source, unused)
+        return CONVERTERS[format.name](value, unused)
     except RowError as error:
         if lacking := _describe_lacking(record, format):
-            raise DataError(f"{source}: {lacking}") from None
+            raise DataError(f"{place}: {lacking}") from None
         found = detect_record(value)
         if found is not None and found != format.name and format.name in FORMATS:
             first = "the rows before it are" if format.detected else "the recipe says"
             raise DataError(
-                f"{source}: this row is {found}, {first} {format.name}: put rows of one format in one file"
+                f"{place}: this row is {found}, {first} {format.name}: put rows of one format in one file"
             ) from None
-        raise DataError(f"{source}: {error}") from None
+        raise DataError(f"{place}: {error}") from None
 
 
 def _describe_lacking(record: Record, format: RowFormat) -> str | None:
@@ -149,13 +149,13 @@ def _describe_lacking(record: Record, format: RowFormat) -> str | None:
 
 
 def read_head(chunks: Iterator[RawChunk]) -> tuple[list[Record], Iterator[RawChunk]]:
-    """Decode the first records of a file, which resolve_format needs; also return all its chunks again."""
+    """Decode the first records of a file, which resolve_format needs; also return all its chunks."""
     head: list[Record] = []
     read: list[RawChunk] = []
     for chunk in chunks:
-        read.append(chunk)
-        missing = DETECTION_ROWS - len(head)
-        head.extend((chunk.take(range(missing)) if len(chunk) > missing else chunk).decode())
+        records = list(islice(chunk.decode(), DETECTION_ROWS - len(head)))
+        head += records
+        read.append(chunk.with_decoded(records))
         if len(head) >= DETECTION_ROWS:
             break
     return head, chain(read, chunks)
@@ -169,7 +169,7 @@ def iter_rows(source: DataSource, *, on_bad_record: str = "error") -> Iterator[R
         format = resolve_format(source, head, file.path, on_bad_record=on_bad_record)
         for record in chain.from_iterable(chunk.decode() for chunk in chunks):
             try:
-                yield convert_record(record, format, unused)
+                yield convert_record(record, file.path, format, unused)
             except LeaveOut:
                 continue
             except DataError:

@@ -31,7 +31,7 @@ _QUERY_KEYS = frozenset(("query", "response", "system", "history"))
 _PREFERENCE_KEYS = frozenset(("chosen", "rejected", "system", "tools"))
 
 
-def convert_alpaca(record: Any, source: str, unused: Counter[str]) -> Row:
+def convert_alpaca(record: Any, unused: Counter[str]) -> Row:
     """Convert a row of format alpaca."""
     record = expect_object(record)
     count_unused(record, _ALPACA_KEYS, "", unused)
@@ -41,7 +41,7 @@ def convert_alpaca(record: Any, source: str, unused: Counter[str]) -> Row:
         raise LeaveOut("nooutput")
     check_text(output, "output", empty=False)
     messages = [*_read_history(record), question, Message("assistant", output)]
-    return Row(with_system(messages, record), None, source)
+    return Row(with_system(messages, record))
 
 
 def _read_instruction(record: dict[str, Any]) -> Message:
@@ -65,21 +65,21 @@ def _read_history(record: dict[str, Any]) -> list[Message]:
     return messages
 
 
-def convert_query(record: Any, source: str, unused: Counter[str]) -> Row:
+def convert_query(record: Any, unused: Counter[str]) -> Row:
     """Convert a row of format query."""
     record = expect_object(record)
     count_unused(record, _QUERY_KEYS, "", unused)
     question = Message("user", get_text(record, "query", "query"))
     answer = Message("assistant", get_text(record, "response", "response", empty=False))
-    return Row(with_system([*_read_history(record), question, answer], record), None, source)
+    return Row(with_system([*_read_history(record), question, answer], record))
 
 
-def convert_prompt(record: Any, source: str, unused: Counter[str]) -> Row:
+def convert_prompt(record: Any, unused: Counter[str]) -> Row:
     """Convert a row of format prompt."""
     record = expect_object(record)
     count_unused(record, _PROMPT_KEYS, "", unused)
     turns = [*_read_prompt(record, "prompt", unused), *_read_answer(record, "completion", unused)]
-    return Row(with_system(turns, record), None, source, read_tools(record.get("tools"), "tools"))
+    return Row(with_system(turns, record), tools=read_tools(record.get("tools"), "tools"))
 
 
 def _read_prompt(record: dict[str, Any], key: str, unused: Counter[str]) -> list[Message]:
@@ -101,7 +101,7 @@ def _read_answer(record: dict[str, Any], key: str, unused: Counter[str]) -> list
     return [Message("assistant", check_text(value, key, empty=False))]
 
 
-def convert_preference(record: Any, source: str, unused: Counter[str]) -> Row:
+def convert_preference(record: Any, unused: Counter[str]) -> Row:
     """Convert a row with a chosen and a rejected answer; the prompt is spelled as in any other format."""
     record = expect_object(record)
     key = next((key for key in ("messages", "conversations", "instruction", "prompt") if key in record), None)
@@ -124,7 +124,7 @@ def convert_preference(record: Any, source: str, unused: Counter[str]) -> Row:
             raise RowError(f"{name} ends with a turn of the {answer[-1].role}: end it with the assistant's")
     messages = with_system([*prompt, *chosen], record)
     tools = read_tools(record.get("tools"), "tools")
-    return Row(messages, None, source, tools, tuple(rejected))
+    return Row(messages, tools=tools, rejected=tuple(rejected))
 
 
 def _without_prompt(prompt: list[Message], answer: list[Message]) -> list[Message]:

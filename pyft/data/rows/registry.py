@@ -1,6 +1,6 @@
 """The row formats: the keys of each, and its converter.
 
-A converter takes (record, source, unused_keys) and returns a Row. It raises RowError with "what: how to fix
+A converter takes (record, unused_keys) and returns a Row. It raises RowError with "what: how to fix
 it", to which the caller adds file and line, or LeaveOut for a row that its format's convention leaves out.
 Keys that are not read are counted in `unused_keys`, never lost silently.
 """
@@ -52,7 +52,7 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 """Format -> the keys that `columns` can rename, those of its turns included."""
 
-CONVERTERS: dict[str, Callable[[Any, str, Counter[str]], Row]] = {
+CONVERTERS: dict[str, Callable[[Any, Counter[str]], Row]] = {
     "text": convert_text,
     "messages": convert_messages,
     "sharegpt": convert_sharegpt,

@@ -35,13 +35,12 @@ class Message:
 class Row:
     """One row of any format: exactly one of `messages`, `text` and `tokens` (ids, labels).
 
-    `source` is `file:line`, or `file:row`. `tools` are those the conversation may call. In a preference row
+    `tools` are those the conversation may call. In a preference row
     `messages` are the prompt and the chosen answer, `rejected` the turns of the other answer.
     """
 
-    messages: tuple[Message, ...] | None
-    text: str | None
-    source: str
+    messages: tuple[Message, ...] | None = None
+    text: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
     rejected: tuple[Message, ...] | None = None
     tokens: tuple[list[int], list[int]] | None = None

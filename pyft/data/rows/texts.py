@@ -13,14 +13,14 @@ from pyft.data.rows.row import Message, Row
 _MARK = re.compile(r"(?<!#)### ?(Human|Assistant):")
 
 
-def convert_text(record: Any, source: str, unused: Counter[str]) -> Row:
+def convert_text(record: Any, unused: Counter[str]) -> Row:
     """Convert a row of format text."""
     record = expect_object(record)
     count_unused(record, frozenset(("text",)), "", unused)
-    return Row(None, get_text(record, "text", "text", empty=False), source)
+    return Row(text=get_text(record, "text", "text", empty=False))
 
 
-def convert_marked_text(record: Any, source: str, unused: Counter[str]) -> Row:
+def convert_marked_text(record: Any, unused: Counter[str]) -> Row:
     """Convert a text in which `### Human:` and `### Assistant:` begin the turns."""
     record = expect_object(record)
     count_unused(record, frozenset(("text",)), "", unused)
@@ -36,10 +36,10 @@ def convert_marked_text(record: Any, source: str, unused: Counter[str]) -> Row:
         if not content:
             raise RowError(f"turn {index // 2 + 1} of the text is empty: write it, or delete the row")
         messages.append(Message(role, content))
-    return Row(tuple(messages), None, source)
+    return Row(tuple(messages))
 
 
-def convert_tokenized(record: Any, source: str, unused: Counter[str]) -> Row:
+def convert_tokenized(record: Any, unused: Counter[str]) -> Row:
     """Convert a row of format tokenized."""
     record = expect_object(record)
     count_unused(record, frozenset(("input_ids", "labels", "attention_mask")), "", unused)
@@ -49,7 +49,7 @@ def convert_tokenized(record: Any, source: str, unused: Counter[str]) -> Row:
     # The mask itself is not needed, but where it hides tokens they would be learned from.
     if record.get("attention_mask") is not None and 0 in _read_ids(record, "attention_mask"):
         raise RowError("attention_mask has zeros, so the row is padded: write it without padding")
-    return Row(None, None, source, tokens=(ids, labels))
+    return Row(tokens=(ids, labels))
 
 
 def _read_ids(record: dict[str, Any], key: str) -> list[int]:

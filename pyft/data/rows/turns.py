@@ -45,27 +45,27 @@ _SHAREGPT_KEYS = frozenset(("from", "value", "loss", "weight"))
 _XTUNER_KEYS = frozenset(("system", "input", "output", "output_with_loss"))
 
 
-def convert_messages(record: Any, source: str, unused: Counter[str]) -> Row:
+def convert_messages(record: Any, unused: Counter[str]) -> Row:
     """Convert a row of format messages."""
     if isinstance(record, list):
         turns = read_turns(record, "messages", unused, style="messages")
-        return Row(tuple(turns), None, source)
+        return Row(tuple(turns))
     record = expect_object(record)
     key = "conversations" if "messages" not in record and "conversations" in record else "messages"
-    return _convert_dialogue(record, key, source, unused, "messages")
+    return _convert_dialogue(record, key, unused, "messages")
 
 
-def convert_sharegpt(record: Any, source: str, unused: Counter[str]) -> Row:
+def convert_sharegpt(record: Any, unused: Counter[str]) -> Row:
     """Convert a row of format sharegpt."""
-    return _convert_dialogue(expect_object(record), "conversations", source, unused, "sharegpt")
+    return _convert_dialogue(expect_object(record), "conversations", unused, "sharegpt")
 
 
-def _convert_dialogue(record: dict[str, Any], key: str, source: str, unused: Counter[str], style: str) -> Row:
+def _convert_dialogue(record: dict[str, Any], key: str, unused: Counter[str], style: str) -> Row:
     if key not in record:
         raise RowError(describe_missing(record, key))
     count_unused(record, frozenset((key, "system", "tools")), "", unused)
     turns = read_turns(record[key], key, unused, style=style)
-    return Row(with_system(turns, record), None, source, read_tools(record.get("tools"), "tools"))
+    return Row(with_system(turns, record), tools=read_tools(record.get("tools"), "tools"))
 
 
 def with_system(turns: list[Message], record: dict[str, Any]) -> tuple[Message, ...]:
@@ -177,7 +177,7 @@ def _join_parts(parts: list[Any], name: str) -> str:
     return "".join(texts)
 
 
-def convert_xtuner(record: Any, source: str, unused: Counter[str]) -> Row:
+def convert_xtuner(record: Any, unused: Counter[str]) -> Row:
     """Convert a row of format xtuner: question and answer side by side in each turn."""
     record = expect_object(record)
     if "conversation" in record:
@@ -201,4 +201,4 @@ def convert_xtuner(record: Any, source: str, unused: Counter[str]) -> Row:
         answer = get_text(turn, "output", f"{name}output", empty=False)
         trained = read_flag(turn, "output_with_loss", f"{name}output_with_loss") is not False
         messages.append(Message("assistant", answer, trained))
-    return Row(tuple(messages), None, source)
+    return Row(tuple(messages))

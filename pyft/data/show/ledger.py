@@ -11,24 +11,14 @@ count; nor are those of rows that `max_samples` left out.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from pyft.data.prepared.counts import TALLIES, Counts
 from pyft.data.prepared.selection import Selection
 
-DROP_REASONS = ("nooutput", "no_trained_tokens", "overlong", "not_sampled", "bad_record")
-TALLIES = (
-    "turns_cut",
-    "turns_shortened",
-    "rows_split",
-    "rows_truncated",
-    "prompt_differs",
-    "rejected_unused",
-)
 _PERCENTILES = (50, 90, 99)
 _LABELS = {
     "turns_cut": "turns cut (after the last answer)",
@@ -41,24 +31,6 @@ _LABELS = {
 }
 # Lines of the table that most recipes have no use for.
 _SHOWN_WHEN_ANY = {"not_sampled", "bad_record", "rows_truncated", "rejected_unused", "turns_shortened"}
-
-
-@dataclass
-class Counts:
-    """Running counts over sources. `tally` has those of TALLIES, tokens_encoded and tokens_cut, by name."""
-
-    rows_read: int = 0
-    dropped: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(DROP_REASONS, 0)))
-    tally: Counter[str] = field(default_factory=Counter)
-    tokens_repeated: int = 0
-    longest_dropped: int = 0
-
-    def add(self, content: Mapping[str, Any]) -> None:
-        """Add the counts of a source."""
-        self.rows_read += content["rows_read"]
-        self.dropped.update(content["dropped"])
-        self.tally.update(content["tally"])
-        self.longest_dropped = max(self.longest_dropped, content["longest_dropped"])
 
 
 def make_ledger(
@@ -80,7 +52,7 @@ def make_ledger(
         "dropped": dict(counts.dropped),
         **{name: counts.tally[name] for name in TALLIES},
         "tokens_encoded": counts.tally["tokens_encoded"],
-        "tokens_repeated": counts.tokens_repeated,
+        "tokens_repeated": counts.tally["tokens_repeated"],
         "tokens_cut": counts.tally["tokens_cut"],
         "train": _describe_part(train, max_length, num_train_packs),
         "validation": _describe_part(validation, max_length, num_validation_packs),

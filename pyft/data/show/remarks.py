@@ -7,18 +7,16 @@ from typing import Any
 
 from pyft.config.schema import DataSource
 from pyft.data.chat.chat_template import ChatTemplate
-from pyft.data.show.ledger import Counts
+from pyft.data.prepared.counts import Counts
 
 
-def describe_nothing_left(
-    sources: Sequence[DataSource], counts: Counts, max_length: int | None, errors: Sequence[str]
-) -> str:
-    """Say why no row is left to train on; `errors` are of the first rows that were skipped."""
+def describe_nothing_left(sources: Sequence[DataSource], counts: Counts, max_length: int | None) -> str:
+    """Say why no row is left to train on, and how to fix it."""
     names = ", ".join(source.path for source in sources)
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.dropped.items() if count)
     fix = "give at least one row with an answer that is trained"
-    if errors:
-        fix = f"fix them, first {errors[0]}"
+    if counts.errors:
+        fix = f"fix them, first {counts.errors[0]}"
     if max_length and counts.longest_dropped > max_length:
         fix = f"raise data.max_length (now {max_length}; the longest row has {counts.longest_dropped} tokens)"
     return f"{names}: none of the {counts.rows_read} rows is left to train on (dropped: {reasons}): {fix}"

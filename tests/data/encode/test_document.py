@@ -27,7 +27,7 @@ def encode_documents(tokenizer, rows, max_length=None, overlong="split") -> list
 
 def test_documents_end_with_eos_and_lose_no_token_in_windows(tokenizer):
     texts = ["short", "the river runs deep 珠穆朗玛峰 😀 " * 20, "a </s> and <|endoftext|> b", "x" * 33]
-    rows = [Row(None, text, f"f:{number}") for number, text in enumerate(texts, start=1)]
+    rows = [Row(None, text) for number, text in enumerate(texts, start=1)]
     whole = encode_documents(tokenizer, rows)
     for length in (2, 3, 7, 16):
         for row, one in zip(encode_documents(tokenizer, rows, length), whole, strict=True):
@@ -61,7 +61,7 @@ def test_documents_begin_as_the_tokenizer_begins_texts(tmp_path, bpe_with_bos):
         bos_token="<s>",
         eos_token="<|endoftext|>",
     )
-    (row,) = encode_documents(tokenizer, [Row(None, "the river", "f:1")])
+    (row,) = encode_documents(tokenizer, [Row(None, "the river")])
     assert row.samples[0].input_ids == [*tokenizer("the river")["input_ids"], tokenizer.eos_token_id]
     assert row.samples[0].input_ids[0] == bos_id
     assert row.samples[0].text == "<s>the river<|endoftext|>"
@@ -69,9 +69,9 @@ def test_documents_begin_as_the_tokenizer_begins_texts(tmp_path, bpe_with_bos):
 
 def test_texts_without_a_question_are_documents_and_conversations_are_not(bpe):
     rows = [
-        Row((Message("assistant", "a text"),), None, "f:1"),
-        Row((Message("user", "q"), Message("assistant", "a")), None, "f:2"),
-        Row((Message("assistant", "one"), Message("assistant", "two")), None, "f:3"),
+        Row((Message("assistant", "a text"),), None),
+        Row((Message("user", "q"), Message("assistant", "a")), None),
+        Row((Message("assistant", "one"), Message("assistant", "two")), None),
     ]
     one, conversation, two = encode_documents(bpe, rows)
     assert one.samples[0].text == "a text<|endoftext|>"
@@ -81,7 +81,7 @@ def test_texts_without_a_question_are_documents_and_conversations_are_not(bpe):
 
 def test_documents_longer_than_max_length(tokenizer):
     text = "the river runs deep 珠穆朗玛峰 😀 " * 5
-    row = Row(None, text, "f:1")
+    row = Row(None, text)
     (whole,) = encode_documents(tokenizer, [row])
     length = whole.num_tokens
     for overlong in ("drop", "truncate", "split", "error"):
@@ -102,13 +102,13 @@ def test_a_text_that_has_no_tokens_teaches_nothing(bpe):
     backend = Tokenizer.from_str(bpe.backend_tokenizer.to_str())
     backend.normalizer = Strip()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
-    (row,) = encode_documents(tokenizer, [Row(None, " ", "f:1")])
+    (row,) = encode_documents(tokenizer, [Row(None, " ")])
     assert (row.samples, row.dropped, row.num_tokens, row.tokens_cut) == ((), "no_trained_tokens", 1, 1)
 
 
 def test_ready_made_ids_are_cut_into_windows_too(bpe):
     labels = [5] * 4 + [-100] * 4 + [5] * 3
-    (row,) = encode_documents(bpe, [Row(None, None, "f:1", tokens=([5] * 11, labels))], 4)
+    (row,) = encode_documents(bpe, [Row(None, None, tokens=([5] * 11, labels))], 4)
     # The window in which nothing is learned is left out, and counted.
     assert [sample.labels for sample in row.samples] == [[5] * 4, [5] * 3]
     assert (row.num_tokens, row.tokens_cut, row.dropped) == (11, 4, None)

@@ -41,7 +41,7 @@ def learned_text(sample, tokenizer) -> str:
 
 
 def encode_talks(tokenizer, template, *talks: list[Message], **options) -> list[EncodedRow]:
-    rows = [Row(tuple(talk), None, f"f:{number}") for number, talk in enumerate(talks, start=1)]
+    rows = [Row(tuple(talk), None) for number, talk in enumerate(talks, start=1)]
     return encode(RowEncoder(tokenizer, template, EncodeOptions(SFT, **options)), rows)
 
 
@@ -105,8 +105,8 @@ def test_a_row_without_a_trained_turn_gives_nothing(bpe):
 def test_default_system_text(bpe):
     template = get_template("chatml", bpe)
     rows = [
-        Row((Message("user", "q"), Message("assistant", "a")), None, "f:1"),
-        Row(tuple(TALK), None, "f:2"),
+        Row((Message("user", "q"), Message("assistant", "a")), None),
+        Row(tuple(TALK), None),
     ]
     encoder = RowEncoder(bpe, template, EncodeOptions(SFT, system="Sys"))
     for given, expected in ((None, "Sys"), ("Source", "Source")):
@@ -222,11 +222,11 @@ def test_refused_rows_name_their_line_and_stop_no_other(bpe):
     question, answer = Message("user", "a"), Message("assistant", "b")
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     rows = [
-        Row((question, answer), None, "f:6"),
-        Row((question, Message("tool", "1"), answer), None, "f:7"),
-        Row((question, answer), None, "f:8", tools=(tool,)),
-        Row(None, "text", "f:9"),
-        Row((question, answer), None, "f:10"),
+        Row((question, answer), None),
+        Row((question, Message("tool", "1"), answer), None),
+        Row((question, answer), None, tools=(tool,)),
+        Row(None, "text"),
+        Row((question, answer), None),
     ]
     first, *refused, last = encode(RowEncoder(bpe, template, EncodeOptions(SFT)), rows)
     assert first.error is last.error is None
@@ -434,9 +434,7 @@ def test_ready_made_ids(bpe):
         "negative": ([-1, 5], [-1, 5]),
         "other labels": ([5, 6], [5, 7]),
     }
-    results = encode(
-        encoder, [Row(None, None, f"f:{n}", tokens=pair) for n, pair in enumerate(rows.values())]
-    )
+    results = encode(encoder, [Row(None, None, tokens=pair) for n, pair in enumerate(rows.values())])
     found = dict(zip(rows, results, strict=True))
     (sample,) = found["taken as they are"].samples
     assert (sample.input_ids, sample.labels, sample.text) == (*good, "")
@@ -459,10 +457,8 @@ def test_ready_made_ids(bpe):
 def test_of_a_preference_the_chosen_answer_is_learned(bpe):
     template = get_template("chatml", bpe)
     messages = (Message("user", "q"), Message("assistant", "good"))
-    row = Row(messages, None, "f:1", rejected=(Message("assistant", "bad"),))
-    plain, preference = encode(
-        RowEncoder(bpe, template, EncodeOptions(SFT)), [Row(messages, None, "f:1"), row]
-    )
+    row = Row(messages, None, rejected=(Message("assistant", "bad"),))
+    plain, preference = encode(RowEncoder(bpe, template, EncodeOptions(SFT)), [Row(messages, None), row])
     assert preference.samples == plain.samples
     assert (plain.rejected_unused, preference.rejected_unused) == (0, 1)
 
@@ -474,9 +470,9 @@ def test_kinds_of_rows_may_be_mixed_and_keep_their_order(bpe):
         talk = (Message("user", f"q {number}"), Message("assistant", f"a {number}"))
         ids = [number % 300, 7]
         rows.append(
-            Row(None, None, f"f:{number}", tokens=(ids, ids))
+            Row(None, None, tokens=(ids, ids))
             if number % 3 == 0
-            else Row(talk if number % 3 == 1 else None, None if number % 3 == 1 else "x", f"f:{number}")
+            else Row(talk if number % 3 == 1 else None, None if number % 3 == 1 else "x")
         )
     results = encode(RowEncoder(bpe, template, EncodeOptions(SFT)), rows)
     for number, row in enumerate(results):
@@ -596,7 +592,7 @@ def test_many_turns_cost_as_many_tokens(bpe, monkeypatch):
 
 
 def test_long_rows_are_tokenised_a_few_at_a_time(bpe, monkeypatch):
-    rows = [Row(None, "river " * length, f"f:{length}") for length in (1, 300, 1, 1, 1, 500, 2)]
+    rows = [Row(None, "river " * length) for length in (1, 300, 1, 1, 1, 500, 2)]
     expected = encode(RowEncoder(bpe, None, EncodeOptions(PRETRAIN)), rows)
     sizes: list[int] = []
     encode_all = documents.encode_all

@@ -16,6 +16,7 @@ import pytest
 from pyft.data.prepared import cache as cache_module
 from pyft.data.prepared.cache import SampleCache, cache_folder, make_key
 from pyft.data.prepared.chunk import EncodedChunk
+from pyft.data.prepared.counts import Counts
 from pyft.data.prepared.store import (
     CUT_TEXT_NAME,
     IDS_NAME,
@@ -44,7 +45,7 @@ class Builder:
         digests = np.zeros((count, 16), np.uint8)
         writer = StoreWriter(folder)
         writer.add(
-            EncodedChunk(count, None, ids, ids, three, three, three, rows, lines, digests, digests),
+            EncodedChunk(Counts(), None, ids, ids, three, three, three, rows, lines, digests, digests),
             0,
         )
         writer.close()

@@ -50,7 +50,7 @@ def test_results_come_in_the_order_of_the_tasks(make_pool, tmp_path):
         assert sent - len(received) <= 2 * TASKS_PER_WORKER
         result = pool.receive()
         received.append(result.error)
-        pids.add(result.num_records)
+        pids.add(result.counts.rows_read)
     assert received == [f"{order} {number}" for number, order in enumerate(orders)]
     assert len(pids) == 2 and os.getpid() not in pids
 

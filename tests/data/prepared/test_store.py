@@ -34,7 +34,6 @@ def make_chunk(rng: random.Random, num_rows: int) -> tuple[EncodedChunk, list[En
             samples.append(Encoded(ids, labels, str(1000 + row)))
             rows.append(row)
     return EncodedChunk(
-        num_records=num_rows,
         ids=np.array([token for sample in samples for token in sample.input_ids], np.int32),
         labels=np.array([label for sample in samples for label in sample.labels], np.int32),
         lengths=np.array([len(sample.input_ids) for sample in samples], np.int32),
@@ -109,7 +108,7 @@ def test_equal_samples_make_equal_files(made, tmp_path):
 
 
 def test_a_store_without_samples(tmp_path):
-    write(tmp_path / "empty", [EncodedChunk(num_records=3)])
+    write(tmp_path / "empty", [EncodedChunk()])
     store = SampleStore(tmp_path / "empty", [])
     assert (len(store), list(store), len(store.lengths), len(store.row_digests)) == (0, [], 0, 0)
 

@@ -37,7 +37,7 @@ def test_rows_are_streamed(calls):
     assert [len(chunk) for chunk in chunks] == [1000, 500]
     records = [record for chunk in chunks for record in chunk.decode()]
     assert records[1234].value == {"text": "row 1234", "meta": {"b": 1234}}
-    assert records[1234].source == "hf://owner/name:1235"
+    assert records[1234].number == 1235
 
 
 def test_no_more_is_read_than_asked_for(calls, monkeypatch):

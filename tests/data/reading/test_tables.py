@@ -28,7 +28,7 @@ def read(path, content: bytes | None = None, **settings):
 def values(path, content: bytes | None = None, **settings) -> list:
     records = read(path, content, **settings)
     assert all(record.error is None for record in records), records
-    assert [record.source for record in records] == [f"{path}:{n}" for n in range(1, len(records) + 1)]
+    assert [record.number for record in records] == list(range(1, len(records) + 1))
     return [record.value for record in records]
 
 
@@ -69,11 +69,11 @@ def test_rows_of_a_csv_that_cannot_be_read_leave_the_others_alone(tmp_path):
         None,
         {"text": "d", "b": "2"},
     ]
-    errors = [record.error.removeprefix(record.source) for record in records[1:4]]
+    errors = [record.error.removeprefix(f"{path}:{record.number}") for record in records[1:4]]
     assert errors[0].startswith(": the row has 1 cells, the header 2: ")
     assert errors[1].startswith(": the row has 3 cells, the header 2: ")
     assert errors[2].startswith(": byte 0xe9 in column text is not UTF-8: ")
-    assert records[4].source == f"{path}:5"
+    assert records[4].number == 5
 
 
 @pytest.mark.parametrize(

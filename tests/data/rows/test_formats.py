@@ -20,7 +20,7 @@ from pyft.errors import DataError
 def test_text(write_rows):
     file = read(write_rows, [{"text": " a\n"}, {"text": "b", "url": "x", "note": None}])
     assert (file.name, [row.text for row in file.rows]) == ("text", [" a\n", "b"])
-    assert file.rows[0] == Row(None, " a\n", file.rows[0].source)
+    assert file.rows[0] == Row(None, " a\n")
     line = describe("data.jsonl", file.format, 2, file.unused)
     assert line == "data.jsonl: format text (found from its keys), 2 rows; keys not used: url (1)"
 
@@ -167,6 +167,3 @@ def test_a_source_of_several_files(tmp_path):
     (tmp_path / "c.txt").write_text("d")
     rows = list(iter_rows(DataSource(path=str(tmp_path))))
     assert [row.text for row in rows] == ["a", "b", "c", "d"]
-    assert [row.source for row in rows[:3]] == [
-        f"{tmp_path}/{name}" for name in ("a.jsonl:1", "b.json:1", "b.json:2")
-    ]

@@ -23,7 +23,7 @@ def test_alpaca_nooutput_is_left_out_and_counted(write_rows):
     rows = [{"instruction": "a", "output": "<nooutput>"}, {"instruction": "b", "output": "c"}]
     file = read(write_rows, rows)
     assert (file.left_out, len(file.rows)) == ({"nooutput": 1}, 1)
-    assert file.rows[0].source.endswith(":2")
+    assert file.rows[0].messages[0].content == "b"
 
 
 SYSTEM = Message("system", "Be brief.")

@@ -94,7 +94,6 @@ def test_the_same_talk_in_every_format(write_rows, name):
     file = read(write_rows, [SAME_TALK[name]] * 2)
     assert file.name == name.split()[0]
     assert [row.messages for row in file.rows] == [TALK, TALK]
-    assert [row.source.rpartition(":")[2] for row in file.rows] == ["1", "2"]
     assert file.rows == read(write_rows, [SAME_TALK[name]] * 2, file.name).rows
     assert not file.unused
     assert not any(row.uses_tools for row in file.rows)
@@ -259,7 +258,7 @@ def test_whatever_stands_in_a_row_is_converted_or_refused(name):
             if detect_record(odd) is None:
                 assert ": " in describe_unknown(odd, {})
             try:
-                assert isinstance(convert(odd, "source", Counter()), Row)
+                assert isinstance(convert(odd, Counter()), Row)
             except (RowError, LeaveOut) as error:
                 assert isinstance(error, LeaveOut) or ": " in str(error)
             tried += 1

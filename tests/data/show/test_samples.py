@@ -25,7 +25,7 @@ def encode(tokenizer, question: str, answer: str) -> tuple[Sample, str]:
     """The sample, and the text it was made of."""
     talk = (Message("user", question), Message("assistant", answer))
     encoder = RowEncoder(tokenizer, get_template("chatml", tokenizer), EncodeOptions(SFT))
-    (row,) = encoder.encode([Row(talk, None, "")])
+    (row,) = encoder.encode([Row(talk, None)])
     return row.samples[0], row.texts[0]
 
 

@@ -67,7 +67,7 @@ sys.exit(f"imported: {heavy}" if heavy else 0)
 def test_an_encoder_works_in_a_process_without_transformers(bpe_folder, tmp_path):
     tokenizer = load_tokenizer(str(bpe_folder))
     rows = [
-        Row((Message("user", f"the river {n}"), Message("assistant", "<|im_end|> 峰")), None, f"f:{n}")
+        Row((Message("user", f"the river {n}"), Message("assistant", "<|im_end|> 峰")), None)
         for n in range(3)
     ]
     encoder = RowEncoder(tokenizer, get_template("chatml", tokenizer), EncodeOptions(SFT))
