@@ -61,16 +61,10 @@ def nested_codebook() -> Tensor:
 def _quantize_blocks(
     flat: Tensor, codebook: Tensor, block_size: int, num_steps: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Nearest codebook entry of each value over its block's largest magnitude.
+    """Return the nearest codebook entry of each value over its block's largest magnitude.
 
-    Args:
-        flat: float32 [n].
-        codebook: float32, ascending.
-        block_size: values that share one scale; the last block may be short.
-        num_steps: first round to this many equal steps over [-1, 1]; None for no rounding.
-
-    Returns:
-        Indices uint8 [n] and scales float32 [ceil(n / block_size)].
+    `flat` is float32 [n]; `num_steps` first rounds to so many equal steps over [-1, 1]. Indices are
+    uint8 [n], scales float32 [ceil(n / block_size)].
     """
     num_blocks = -(-flat.numel() // block_size)
     padded = F.pad(flat, (0, num_blocks * block_size - flat.numel())).view(num_blocks, block_size)

@@ -17,18 +17,10 @@ from pyft.errors import ConfigError
 
 
 def get_template(name: str | None, tokenizer: Any) -> ChatTemplate:
-    """Bind a template to a tokenizer.
+    """Bind a template (a built-in's name, a .jinja file, None for the tokenizer's own) to a tokenizer.
 
-    Args:
-        name: A built-in's name, the path of a .jinja file, or None for the tokenizer's own.
-        tokenizer: A fast tokenizer, or a view of one.
-
-    Returns:
-        The template; its `source` belongs into the saved tokenizer's `chat_template`.
-
-    Raises:
-        ConfigError: No such template, the tokenizer has none of its own, lacks an eos or the control tokens
-            that the template writes, or no mask can be found for it.
+    Its `source` goes into the saved tokenizer's `chat_template`. ConfigError if there is no such template,
+    the tokenizer lacks an eos or the control tokens that it writes, or no mask can be found for it.
     """
     builtin = None if name is None or is_file_name(name) else find_template(name)
     source = read_template(name) if name is not None and builtin is None else None
@@ -59,16 +51,9 @@ def get_template(name: str | None, tokenizer: Any) -> ChatTemplate:
 
 
 def trained_template(mode: str | None, name: str | None, tokenizer: Any) -> ChatTemplate | None:
-    """Return the template a run was trained with.
+    """Return the template a run was trained with; None if it was only pretrained, or has none.
 
-    Args:
-        mode: The run's mode; None when no run says so.
-        name: A built-in's name, a .jinja file's (its text is in the tokenizer saved with the run), or None
-            for the tokenizer's own.
-        tokenizer: A fast tokenizer.
-
-    Returns:
-        The template; None for a model that was only pretrained, or has none.
+    The text of a .jinja file is in the tokenizer saved with the run.
     """
     if is_file_name(name):
         name = None
@@ -78,15 +63,7 @@ def trained_template(mode: str | None, name: str | None, tokenizer: Any) -> Chat
 
 
 def encode_text_prompt(tokenizer: Any, text: str) -> list[int]:
-    """Return the ids that ask a pretrained model to continue a text, as its training documents begin.
-
-    Args:
-        tokenizer: A fast tokenizer.
-        text: The beginning of a document.
-
-    Returns:
-        Token ids, with BOS where the tokenizer puts one before every text.
-    """
+    """Return the ids that ask a pretrained model to continue a text; it begins as its documents did."""
     spellings = special_spellings(tokenizer)
     spelled = spell_document(text, document_start(tokenizer), spellings)
     return encode_all(tokenizer, [spelled], spellings)[0].ids

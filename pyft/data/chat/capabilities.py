@@ -1,5 +1,6 @@
-"""Try somebody else's template on conversations made of placeholders: does it mark what it should, which
-tokens does it write itself, has it a place for tools and for thinking?"""
+"""What a foreign template can do, tried on conversations made of placeholders: whether its marks are right,
+which tokens it writes itself, whether it has a place for tools and for thinking.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +40,9 @@ _TOOL_TALK = [
 
 
 def check_marks(render: Callable[[Sequence[Message], bool], tuple[str, list[Span]]], end_mark: str) -> None:
-    """Refuse generation marks that would make a wrong mask.
+    """Refuse generation marks that do not enclose each answer and the mark that ends it, or enclose more.
 
-    Args:
-        render: (messages, add_generation_prompt) -> text and what the template marks.
-        end_mark: What ends a turn.
-
-    Raises:
-        TemplateFailure: They do not enclose each answer and the mark that ends it, or enclose more.
+    `render(messages, add_generation_prompt)` returns the text and what the template marks.
     """
     text, spans = render(_TALK, False)
     if len(spans) != 2:
@@ -54,7 +50,7 @@ def check_marks(render: Callable[[Sequence[Message], bool], tuple[str, list[Span
     for turn, span in zip((1, 3), spans, strict=True):
         answer = _TALK[turn]
         start, end = trim_span(text, span, end_mark)
-        # What the prompt writes too, be it the text's beginning or not, the model is given.
+        # What the text has in common with the prompt is given to the model, not written by it.
         given = _count_equal(text, render(_TALK[:turn], True)[0])
         if answer.content not in text[start:end]:
             raise TemplateFailure("its generation marks leave the answer out: put them around it")
@@ -71,22 +67,12 @@ def check_marks(render: Callable[[Sequence[Message], bool], tuple[str, list[Span
 
 
 def _count_equal(one: str, other: str) -> int:
-    """Characters that two texts begin with alike."""
+    """Count the characters that two texts begin with alike."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def find_written(render: Callable[[Sequence[Message]], Rendered], tokens: Iterable[str]) -> set[str]:
-    """Find the tokens that a template writes around what is learned.
-
-    TemplateFailure is raised further down where the template cannot render two questions and answers.
-
-    Args:
-        render: Renders a conversation.
-        tokens: The tokenizer's added tokens.
-
-    Returns:
-        Those of them that the template wrote, but for blanks and words.
-    """
+    """Find the tokens that a template writes around what is learned, but for blanks and words."""
     try:
         whole = render([Message("system", _SYSTEM), *_TALK])
     except TemplateFailure:
@@ -98,14 +84,7 @@ def find_written(render: Callable[[Sequence[Message]], Rendered], tokens: Iterab
 
 
 def places_reasoning(render: Callable[[Sequence[Message]], str]) -> bool:
-    """Find out whether a template writes what an answer's `reasoning_content` says.
-
-    Args:
-        render: Renders a conversation.
-
-    Returns:
-        Whether it is in what it renders.
-    """
+    """Return whether a template writes an answer's `reasoning_content`."""
     try:
         return _RESULT in render([_TALK[0], replace(_TALK[1], reasoning_content=_RESULT)])
     except TemplateFailure:
@@ -113,14 +92,7 @@ def places_reasoning(render: Callable[[Sequence[Message]], str]) -> bool:
 
 
 def places_tools(render: Callable[[Sequence[Message], Tools], str]) -> bool:
-    """Find out whether a template writes tools, calls and what tools answer.
-
-    Args:
-        render: (messages, tools) -> text.
-
-    Returns:
-        Whether all of them are in what it renders.
-    """
+    """Return whether a template writes tools, calls and the results of tools."""
     try:
         text = render(_TOOL_TALK, [_TOOL])
     except TemplateFailure:

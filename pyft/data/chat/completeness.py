@@ -1,4 +1,4 @@
-"""Whether a rendered conversation says what its messages say: nothing lost, nothing of others learned."""
+"""Whether a rendered conversation says what its messages say: nothing is lost, nothing else is learned."""
 
 from __future__ import annotations
 
@@ -11,14 +11,9 @@ from pyft.data.rows.row import Message
 
 
 def check_tool_results(messages: Sequence[Message], find_learned: Callable[[Sequence[Message]], str]) -> None:
-    """Refuse a template that writes what tools answer into the assistant's turn.
+    """Refuse a template that writes the results of tools into the assistant's turn.
 
-    Args:
-        messages: The conversation.
-        find_learned: Renders a conversation and gives what is learned of it.
-
-    Raises:
-        TemplateFailure: It does.
+    `find_learned` renders a conversation and returns what is learned of it.
     """
     results = {index: turn.content for index, turn in enumerate(messages) if turn.role == "tool"}
     if not any(result.strip() for result in results.values()):
@@ -40,15 +35,7 @@ def check_tool_results(messages: Sequence[Message], find_learned: Callable[[Sequ
 
 
 def check_kept(messages: Sequence[Message], text: str) -> None:
-    """Refuse a template that leaves out what somebody said.
-
-    Args:
-        messages: The conversation.
-        text: What it renders to.
-
-    Raises:
-        TemplateFailure: It does.
-    """
+    """Refuse a template that leaves out what somebody said."""
     for index, message in enumerate(messages):
         said = message.content.strip()
         if message.role == "assistant" or not said:
@@ -60,14 +47,9 @@ def check_kept(messages: Sequence[Message], text: str) -> None:
 
 
 def count_shortened(messages: Sequence[Message], text: str) -> int:
-    """Count the turns of which a template leaves out the thinking or the speaker's name.
+    """Count the turns whose thinking or speaker's name is not in the text.
 
-    Args:
-        messages: The conversation.
-        text: What it renders to.
-
-    Returns:
-        How many. The name of a tool is not missed: the call before it has it.
+    The name of a tool is not missed: the call before it has it.
     """
     having: dict[str, list[int]] = {}
     for index, message in enumerate(messages):

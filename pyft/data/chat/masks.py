@@ -1,13 +1,13 @@
 """Find what is learned in a rendered conversation, for templates that do not mark it.
 
-1. The prompt as chat would send it, where it is a prefix of the whole: learned is what follows, up to the
-   end mark. So a template that opens every answer with an empty thinking block has that block learned, as the
-   model must write it.
+1. If the prompt that chat would send is a prefix of the whole, what follows is learned, up to the end mark.
+   So a template that opens every answer with an empty thinking block has that block learned, as the model
+   must write it.
 2. Else, as in templates that rewrite earlier turns, the place of each content, found by rendering with
-   placeholders in the contents' stead; only where putting the contents back gives the same text, to the last
+   placeholders instead of the contents; only if putting the contents back gives the same text, to the last
    character. A thinking part, `<think> .. </think>`, may be dropped: learned is what is really rendered.
 
-Where neither holds the conversation is refused: a wrong mask is worse than none. All texts here hold
+If neither holds, the conversation is refused: a wrong mask is worse than none. All texts here hold
 placeholders for spelled control tokens (see rendering.py), so a control token in them is one.
 """
 
@@ -28,17 +28,7 @@ _REWRITES = "it rewrites contents, so what is learned cannot be told from the re
 
 
 def find_end_mark(render: Render, tokens: Sequence[str]) -> str | None:
-    """Find the control token that a template writes after an answer.
-
-    TemplateFailure is raised further down where the template cannot render a question and an answer.
-
-    Args:
-        render: Renders a conversation.
-        tokens: The tokenizer's added tokens, longest first.
-
-    Returns:
-        The token, or None where there is none.
-    """
+    """Find the control token that a template writes after an answer, among tokens sorted longest first."""
     unused = unused_characters([])
     question, answer = next(unused), next(unused)
     after = render([Message("user", question), Message("assistant", answer)]).partition(answer)[2].lstrip()
@@ -46,16 +36,10 @@ def find_end_mark(render: Render, tokens: Sequence[str]) -> str | None:
 
 
 def find_prompt_ends(messages: Sequence[Message], text: str, render_prompt: Render) -> list[int | None]:
-    """Find where the prompts end that the assistant's turns answer.
+    """Find where the prompt of each assistant turn ends in the text.
 
-    Args:
-        messages: The conversation.
-        text: What it renders to.
-        render_prompt: Renders the prompt for the next assistant turn.
-
-    Returns:
-        A place for each assistant turn; None where its prompt is no prefix of the text, or cannot be rendered
-        (some templates refuse a partial conversation).
+    None where it is not a prefix of the text, or cannot be rendered: some templates refuse a partial
+    conversation.
     """
     ends: list[int | None] = []
     for index, message in enumerate(messages):
@@ -74,22 +58,7 @@ def find_spans(
     render: Render,
     render_prompt: Render,
 ) -> list[Span]:
-    """Find the span of each assistant turn: its content and the mark that ends it.
-
-    Args:
-        messages: The conversation.
-        text: What it renders to.
-        end_mark: What ends a turn.
-        prompt_ends: Where the prompts end, see find_prompt_ends.
-        render: Renders a conversation.
-        render_prompt: Renders the prompt for the next assistant turn.
-
-    Returns:
-        Spans of characters, in order.
-
-    Raises:
-        TemplateFailure: They cannot be found.
-    """
+    """Find the span of characters of each assistant turn: its content and the mark that ends it."""
     spans: list[Span] = []
     places: _Places | None = None
     turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
@@ -114,16 +83,7 @@ def find_spans(
 
 
 def trim_span(text: str, span: Span, end_mark: str) -> Span:
-    """Leave out blanks that a template's marks enclose after the end mark: nothing after it is learned.
-
-    Args:
-        text: The conversation, rendered.
-        span: What the marks enclose.
-        end_mark: What ends a turn.
-
-    Returns:
-        The span learned.
-    """
+    """Cut off blanks that a template's marks enclose after the end mark: nothing after it is learned."""
     start, end = span
     position = text.rfind(end_mark, start, end)
     after = position + len(end_mark)
@@ -138,7 +98,7 @@ def _try(render: Render, messages: Sequence[Message]) -> str | None:
 
 
 def _find_head(before: Sequence[Message], render: Render, render_prompt: Render) -> str:
-    """What the template writes to ask for an answer; nothing where that cannot be told."""
+    """Return what the template writes to ask for an answer; "" if that cannot be told."""
     prompt, history = _try(render_prompt, before), _try(render, before)
     return prompt[len(history) :] if prompt and history and prompt.startswith(history) else ""
 
@@ -203,7 +163,7 @@ class _Places:
         return place + len(head)
 
     def _with_lead(self, place: int) -> int:
-        """The blanks at the beginning of a part are its own where the template keeps them."""
+        """Return the start of a part, with the blanks before it if the template keeps them."""
         start, lead = self._spans[place][0], self._leads[place]
         return start - len(lead) if self._text.endswith(lead, 0, start) else start
 

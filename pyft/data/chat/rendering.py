@@ -49,7 +49,7 @@ class Rendered:
 
     @property
     def spelled(self) -> SpelledText:
-        """The text as tokens/ids.py takes it."""
+        """The text as the tokenizer takes it (tokenizers/text.py)."""
         return SpelledText(self.text, self.literals)
 
 
@@ -65,16 +65,7 @@ class Frame:
 
     @classmethod
     def cut(cls, text: str, spans: Sequence[Span], num_contents: int) -> Frame | None:
-        """Cut a text with placeholders for contents.
-
-        Args:
-            text: The text.
-            spans: Spans in it.
-            num_contents: How many contents it should have, in order.
-
-        Returns:
-            The frame; None where the text does not have each content once, in order.
-        """
+        """Cut a text with placeholders for contents; None unless it has each content once, in order."""
         pieces = _PLACEHOLDERS.split(text)
         if "".join(pieces[1::2]) != "".join(placeholders(num_contents)):
             return None
@@ -86,15 +77,7 @@ class Frame:
         return cls(tuple(pieces[::2]), tuple(borders))
 
     def fill(self, contents: Sequence[str], controls: re.Pattern[str]) -> Rendered:
-        """Put contents in.
-
-        Args:
-            contents: The contents.
-            controls: Matches any control token.
-
-        Returns:
-            The text with its spans and literals.
-        """
+        """Put contents in; `controls` matches any control token."""
         pieces = [""] * (2 * len(contents) + 1)
         pieces[::2] = self.pieces
         pieces[1::2] = contents
@@ -110,14 +93,7 @@ class Frame:
 
 
 def placeholders(number: int) -> list[str]:
-    """Give placeholders for any contents.
-
-    Args:
-        number: How many; at most MAX_PLACEHOLDERS.
-
-    Returns:
-        Single characters, each different.
-    """
+    """Return so many different characters, at most MAX_PLACEHOLDERS, to stand for contents."""
     return [chr(code) for code in _PRIVATE_PLANE[:number]]
 
 
@@ -125,27 +101,13 @@ MAX_PLACEHOLDERS = len(_PRIVATE_PLANE)
 
 
 def unused_characters(texts: Sequence[str]) -> Iterator[str]:
-    """Give placeholders.
-
-    Args:
-        texts: Texts they must not occur in.
-
-    Returns:
-        Single characters, each different.
-    """
+    """Yield different characters that do not occur in the texts."""
     present = set().union(*texts)
     return (chr(code) for code in _PRIVATE_PLANE if chr(code) not in present)
 
 
 def as_dict(message: Message) -> dict[str, Any]:
-    """Write a message as templates take it.
-
-    Args:
-        message: The message.
-
-    Returns:
-        Its role and content, and what else it has.
-    """
+    """Write a message as templates take it."""
     written: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:
         written["tool_calls"] = list(message.tool_calls)

@@ -14,16 +14,9 @@ _SPELLED = re.compile(r"<\|[^\s<>|'\"{}]+\|>|<[a-z]+(?:_[a-z]+)+>")
 
 
 def find_template(name: str) -> BuiltinTemplate:
-    """Find a template that does not come with a tokenizer.
+    """Find a template that does not come with a tokenizer: a built-in, or a .jinja file.
 
-    Args:
-        name: A built-in's name, or the path of a .jinja file.
-
-    Returns:
-        Its text and control tokens; of a file's those written `<|so|>` or `<so_so>`.
-
-    Raises:
-        ConfigError: There is none of that name, or the file cannot be read.
+    The control tokens of a file are those written `<|so|>` or `<so_so>`.
     """
     if is_file_name(name):
         source = read_template(name)
@@ -40,29 +33,12 @@ def find_template(name: str) -> BuiltinTemplate:
 
 
 def is_file_name(name: str | None) -> bool:
-    """Say whether a template's name is the path of a file.
-
-    Args:
-        name: The name; None for the tokenizer's own.
-
-    Returns:
-        Whether it ends in .jinja.
-    """
+    """Return whether a template's name is the path of a file; None is the tokenizer's own."""
     return name is not None and name.endswith(".jinja")
 
 
 def read_template(path: str) -> str:
-    """Read a template's file.
-
-    Args:
-        path: Its path.
-
-    Returns:
-        Jinja text.
-
-    Raises:
-        ConfigError: It is absent, a folder, unreadable, empty, or not UTF-8.
-    """
+    """Read a file of Jinja text."""
     where = f"model.template {path}"
     try:
         source = Path(path).read_text(encoding="utf-8-sig")
