@@ -36,7 +36,7 @@ from pyft.data.chat.rendering import (
     placeholders,
     put_back,
 )
-from pyft.data.chat.sandbox import TemplateFailure, compile_template
+from pyft.data.chat.sandbox import TemplateFailure, check_syntax, render_template
 from pyft.data.rows.row import Message
 from pyft.data.tokenizers.text import encode_all, special_spellings
 from pyft.errors import ConfigError
@@ -77,7 +77,7 @@ class ChatTemplate:
         """Whether the prompt of every turn is the text before its span, whatever is said."""
         self._frames: dict[tuple[bool, tuple[str, ...]], Frame | None] = {}
         try:
-            self._compiled = compile_template(source)
+            check_syntax(source)
         except TemplateFailure as error:
             raise ConfigError(f"{name} chat template cannot be used: {error} {_NAME_ONE}") from None
         special = tokenizer.special_tokens_map.items()
@@ -194,14 +194,6 @@ class ChatTemplate:
         except TemplateFailure as error:
             raise ConfigError(f"{self.name} chat template cannot be used: {error} {_NAME_ONE}") from None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the compiled program, which is made again where it is needed."""
-        return {key: value for key, value in self.__dict__.items() if key != "_compiled"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._compiled = compile_template(self.source)
-
     def _set_controls(self) -> None:
         self._controls = _match_any(self.control_tokens)
 
@@ -221,14 +213,15 @@ class ChatTemplate:
     def _render_text(
         self, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool
     ) -> tuple[str, list[Span]]:
-        return self._compiled.render(
+        return render_template(
+            self.source,
             {
                 **self._special_variables,
                 "messages": [as_dict(message) for message in messages],
                 "tools": list(tools) or None,
                 "documents": None,
                 "add_generation_prompt": add_generation_prompt,
-            }
+            },
         )
 
     def _find_learned(

@@ -26,10 +26,10 @@ MAX_MADE_CHARACTERS = 256_000_000
 MAX_PARTS = 1_000_000
 MAX_STEPS = 2_000_000
 MAX_SECONDS = 10.0
-_MAX_INTEGER_BITS = 4096
-_MAX_WIDTH = 99
 _PART_SIZE = MAX_CHARACTERS // MAX_PARTS
 _SHORT_LOOP = 64
+_MAX_WIDTH = 99
+_MAX_INTEGER_BITS = 4096
 _LONGEST_NUMBER = 512
 """A float with all its digits and a width of at most 99."""
 
@@ -50,15 +50,12 @@ UNSAFE_FILTERS = (
 
 _SIZED = (str, list, tuple, dict)
 _MEASURED = (*_SIZED, int)
-_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _WIDE_PERCENT = re.compile(r"[%)][#0\- +.0-9hlL]*(?:\*|[0-9]{3})")
 _WIDE_BRACES = re.compile(r"\{[^{}]*(?:[0-9]{3}|\{)")
 
 
 class Meter:
     """What one rendering has left."""
-
-    __slots__ = ("characters_left", "deadline", "steps_left")
 
     def __init__(self) -> None:
         self.steps_left = MAX_STEPS
@@ -87,19 +84,21 @@ class Meter:
 
     def take(self, value: Any) -> Any:
         """Count a value that was made, and return it; what it yields is counted as it is taken."""
-        self.steps_left -= 1
-        if self.steps_left < 0 or monotonic() > self.deadline:
-            self.step()
+        self.step()
         if isinstance(value, _MEASURED):
-            size = len(value) if isinstance(value, str) else measure(value)
-            self.characters_left -= size
-            if size > MAX_CHARACTERS:
-                check_size(size)
+            self.characters_left -= measure(value)
             if self.characters_left < 0:
                 raise SecurityError(f"it makes more than {MAX_MADE_CHARACTERS} characters on the way")
-        elif hasattr(value, "__next__") and not isinstance(value, LoopContext):
+        elif hasattr(value, "__next__") and type(value) is not LoopContext:
             return self._count_each(value)
         return value
+
+
+def refuse(is_too_much: bool, why: str) -> int:
+    """Refuse what is too much; return 0, the size of nothing, where it is not."""
+    if is_too_much:
+        raise SecurityError(why)
+    return 0
 
 
 def check_size(size: int) -> None:
@@ -110,11 +109,6 @@ def check_size(size: int) -> None:
 
 def measure(value: Any) -> int:
     """Return the size of a value, at most MAX_CHARACTERS."""
-    if isinstance(value, str):
-        check_size(len(value))
-        return len(value)
-    if value is True or value is False:
-        return 0
     size, waiting = 0, [value]
     while waiting:
         item = waiting.pop()
@@ -123,32 +117,40 @@ def measure(value: Any) -> int:
         elif isinstance(item, _SIZED):
             size += _PART_SIZE * len(item)
             waiting += item
-            if isinstance(item, dict):
-                waiting += item.values()
+            waiting += item.values() if isinstance(item, dict) else ()
         elif isinstance(item, int):
             size += item.bit_length()
-            if item.bit_length() > _MAX_INTEGER_BITS:
-                raise SecurityError("it computes with very large numbers")
+            refuse(item.bit_length() > _MAX_INTEGER_BITS, "it computes with very large numbers")
         check_size(size)
     return size
 
 
-def check_width(width: Any) -> None:
-    """Refuse an indentation, in blanks or as a text, that is too wide."""
-    if width is not None and (width if isinstance(width, int) else len(width)) > _MAX_WIDTH:
-        raise SecurityError("it indents very far")
+def collect(pieces: Iterable[str]) -> str:
+    """Join pieces of a text that may grow too long."""
+    kept, size = [], 0
+    for piece in pieces:
+        size += len(piece)
+        check_size(size)
+        kept.append(piece)
+    return "".join(kept)
+
+
+def check_width(width: Any) -> int:
+    """Return a width, of blanks or a text, or refuse it."""
+    size = width or 0 if width is None or isinstance(width, int) else len(width)
+    return refuse(size > _MAX_WIDTH, "it indents very far") or size
 
 
 def check_operation(operator: str, left: Any, right: Any) -> None:
     """Refuse an operation, one of * % **, whose result would be too large."""
-    if operator == "**" and not (abs(left) < 1e6 and abs(right) < 64):
-        raise SecurityError("it raises a large number to a power")
-    if operator == "*":
-        for value, times in ((left, right), (right, left)):
-            if isinstance(value, str | list | tuple) and isinstance(times, int):
-                check_size(measure(value) * times)
-    if operator == "%" and isinstance(left, str):
+    if operator == "**":
+        refuse(not (abs(left) < 1e6 and abs(right) < 64), "it raises a large number to a power")
+    elif operator == "%" and isinstance(left, str):
         check_size(_percent_size(left, right))
+    elif operator == "*":
+        for value, times in ((left, right), (right, left)):
+            if isinstance(value, _SIZED) and isinstance(times, int):
+                check_size(measure(value) * times)
 
 
 def _percent_size(text: str, values: Any) -> int:
@@ -160,8 +162,7 @@ def _braces_size(text: str, *args: Any, **named: Any) -> int:
 
 
 def _format_size(text: str, wide: re.Pattern[str], mark: str, values: Any) -> int:
-    if wide.search(text):
-        raise SecurityError("it formats with a width")
+    refuse(wide.search(text) is not None, "it formats with a width")
     return len(text) + text.count(mark) * (measure(values) + _LONGEST_NUMBER)
 
 
@@ -170,56 +171,39 @@ def _replace_size(text: Any, old: Any, new: Any, count: Any = None) -> int:
 
 
 def _join_size(values: Any, d: Any = "", attribute: Any = None) -> int:
-    return _characters_size(values) + len(str(d)) * len(values) + measure(values)
-
-
-def _lines_size(text: Any, *keepends: Any) -> int:
-    return len(str(text)) + _PART_SIZE * (1 + sum(map(str(text).count, _LINE_ENDS)))
-
-
-def _indent_size(text: Any, width: Any = 4, first: bool = False, blank: bool = False) -> int:
-    check_width(width)
-    return _lines_size(text) * (1 + (width if isinstance(width, int) else len(width)) // _PART_SIZE)
+    return _parts_size(values) + len(str(d)) * len(values) + measure(values)
 
 
 def _split_size(text: str, sep: str | None = None, maxsplit: int = -1) -> int:
-    return len(text) + _PART_SIZE * (1 + (len(text) // 2 if sep is None else text.count(sep)))
+    return _PART_SIZE * (text.count(sep) if sep else len(text) // 2)
 
 
-def _characters_size(value: Any, *args: Any, **named: Any) -> int:
+def _parts_size(value: Any, *args: Any, **named: Any) -> int:
+    """Return the size of the list of a text's characters."""
     return _PART_SIZE * len(value) if isinstance(value, str) else 0
 
 
-def _round_size(value: Any, precision: int = 0, method: str = "common") -> int:
-    if abs(precision) > _MAX_WIDTH:
-        raise SecurityError("it rounds to very many places")
-    return 0
-
-
-def _sum_size(values: Any, attribute: Any = None, start: Any = 0) -> int:
-    if not isinstance(start, int | float):
-        raise SecurityError("it sums what are no numbers")
-    return 0
-
-
-Sizes = dict[str, Callable[..., int]]
-METHOD_SIZES: Sizes = {
+METHOD_SIZES: dict[str, Callable[..., int]] = {
     "format": _braces_size,
     "format_map": _braces_size,
     "join": lambda separator, values: _join_size(values, separator),
     "replace": _replace_size,
     "split": _split_size,
     "rsplit": _split_size,
-    "splitlines": _lines_size,
+    "splitlines": _parts_size,
 }
 """Method of a text -> how much it would make of its text and arguments."""
-FILTER_SIZES: Sizes = {
-    **dict.fromkeys(("groupby", "list", "sort", "title", "urlencode", "wordcount"), _characters_size),
+FILTER_SIZES: dict[str, Callable[..., int]] = {
+    **dict.fromkeys(("groupby", "list", "sort", "title", "urlencode", "wordcount"), _parts_size),
     "format": lambda value, *args, **named: _percent_size(str(value), named or args),
-    "indent": _indent_size,
+    "indent": lambda text, width=4, *flags, **named: len(str(text)) * (_PART_SIZE + check_width(width)),
     "join": _join_size,
     "replace": _replace_size,
-    "round": _round_size,
-    "sum": _sum_size,
+    "round": lambda value, precision=0, method="": refuse(
+        abs(precision) > _MAX_WIDTH, "it rounds to very many places"
+    ),
+    "sum": lambda values, attribute=None, start=0: refuse(
+        not isinstance(start, int | float), "it sums what are no numbers"
+    ),
 }
 """Filter -> the same."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hostile_templates import HOSTILE
 
 from pyft.data.chat import sandbox_limits
-from pyft.data.chat.sandbox import TemplateFailure, compile_template
+from pyft.data.chat.sandbox import TemplateFailure, render_template
 
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<a & b>"}]
 
 
 def render(source: str, **variables):
-    return compile_template(source).render({"messages": MESSAGES, **variables})
+    return render_template(source, {"messages": MESSAGES, **variables})
 
 
 def test_generation_marks_are_where_they_are():
@@ -38,114 +41,46 @@ def test_what_templates_of_transformers_use():
     assert render("{{ strftime_now('%Y') }}")[0] == time.strftime("%Y")
 
 
-@pytest.mark.parametrize(
-    ("source", "fragment"),
-    [
-        ("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "loop rounds"),
-        (
-            "{% for a in range(9999) %}{% for b in range(99) %}{{ 'x' * 99 }}{% endfor %}{% endfor %}",
-            "characters",
-        ),
-        ("{{ 'x' * 10**9 }}", "characters"),
-        ("{{ ('x' * 10**6).replace('x', 'y' * 10**6) }}", "characters"),
-        (
-            "{% set n = namespace(x='aaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-            "characters",
-        ),
-        (
-            "{% set n = namespace(x='aaaa') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
-            "characters",
-        ),
-        ("{{ range(99999) | join('x' * 10**6) }}", "characters"),
-        ("{{ ('x' * 10**6).join(range(99999) | map('string')) }}", "characters"),
-        ("{{ ('x' * 10**6) | replace('x', 'y' * 10**6) }}", "characters"),
-        ("{{ '%999999999d' % 3 }}", "width"),
-        ("{{ '%*d' % (999999999, 3) }}", "width"),
-        ("{{ '%(a)999999999d' | format(a=3) }}", "width"),
-        ("{{ '{:>999999999}'.format(1) }}", "width"),
-        ("{{ '{:>{}}'.format(1, 999999999) }}", "width"),
-        ("{{ ('%(a)s' * 10**6) % {'a': 'x' * 10**6} }}", "characters"),
-        ("{{ 'a' | indent(10**9) }}", "indents"),
-        ("{{ [1] | tojson(indent=10**9) }}", "indents"),
-        ("{{ 3.5 | round(10**9, 'ceil') }}", "rounds to"),
-        ("{{ [[1]] | sum(start=[]) }}", "no numbers"),
-        ("{{ 'a'.encode() }}", "unsafe"),
-        ("{{ (1).to_bytes(10**9) }}", "unsafe"),
-        ("{{ 'a'.translate({97: 'x' * 10**6}) }}", "unsafe"),
-        ("{{ lipsum(n=10**6) }}", "lipsum"),
-        ("{{ strftime_now('%Y' * 10**6) }}", "date format"),
-        (
-            "{% set n = namespace(x=9) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
-            "large numbers",
-        ),
-        (
-            "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}",
-            "parts",
-        ),
-        (
-            "{% set n = namespace(x=1) %}"
-            "{% for i in range(60) %}{% set n.x = dict(a=n.x, b=n.x) %}{% endfor %}",
-            "parts",
-        ),
-        (
-            "{% set n = namespace(x='a' * 99) %}{% for i in range(60) %}"
-            "{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
-            "characters",
-        ),
-        (
-            "{% macro f() %}{% for i in range(9999) %}{{ 'x' * 10**6 }}{% endfor %}{% endmacro %}{{ f() }}",
-            "characters on the way",
-        ),
-        (
-            "{% generation %}{% for i in range(9999) %}{{ 'x' * 10**6 }}{% endfor %}{% endgeneration %}",
-            "characters on the way",
-        ),
-        (
-            "{% set s = 'x' * 10**7 %}{% for i in range(99999) %}{% set t = s[1:] %}{% endfor %}",
-            "characters on the way",
-        ),
-        (
-            "{% set s = 'x' * 10**7 %}{% set t = s + s + s + s + s + s + s + s + s + s + s + s %}",
-            "characters",
-        ),
-        ("{% set s = 'x' * 10**7 %}{% set t = s ~ s ~ s ~ s ~ s ~ s ~ s ~ s ~ s ~ s %}", "characters"),
-        (
-            "{% for a in [1, 2] recursive %}"
-            "{% if loop.depth < 60 %}{{ loop([1, 2]) }}{% endif %}{% endfor %}",
-            "loop rounds and calls",
-        ),
-        (
-            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-            "loop rounds and calls",
-        ),
-        ("{% generation %}{% generation %}{% endgeneration %}{% endgeneration %}", "lie in each other"),
-        ("{% for a in [1] %}" * 40 + "{% endfor %}" * 40, "no valid Jinja"),
-        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "no valid Jinja"),
-        ("x" * 200_001, "longer than 200000 characters"),
-        ("{% include 'x' %}", "no loader"),
-        ("{{ 10**10**10 }}", "power"),
-        ("{{ 'a'.ljust(10**9) }}", "unsafe"),
-        ("{{ ''.__class__.__mro__ }}", "unsafe"),
-        ("{{ messages.append(1) }}", "unsafe"),
-        ("{{ range(10**9) }}", "Range too big"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "needs too much"),
-        ("{{ raise_exception('not so') }}", "not so"),
-        ("{{ messages[0].nothing.at_all }}", "nothing"),
-        ("{{ 1 / 0 }}", "division"),
-        ("{% if %}", "no valid Jinja in line 1"),
-        ("{% generation %}", "no valid Jinja"),
-        ("{{ x | center(99) }}", "center"),
-    ],
-)
-def test_what_is_stopped(source, fragment):
-    with pytest.raises(TemplateFailure, match=fragment):
-        render(source, x="x")
+MOST_BYTES = 300 << 20
+"""All characters that may be made, one byte each, with some that are not seen yet."""
+
+
+@pytest.mark.parametrize(("source", "fragment"), HOSTILE)
+def test_what_is_stopped_before_it_is_made(source, fragment):
+    # What goes round and round, or doubles what it has, takes long to trace.
+    is_traced = "loop rounds" not in fragment and "range(60)" not in source
+    if is_traced:
+        tracemalloc.start()
+    try:
+        with pytest.raises(TemplateFailure, match=fragment):
+            render(source, x="x")
+        assert not is_traced or tracemalloc.get_traced_memory()[1] < MOST_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+def test_threads_share_a_template_and_no_limit(monkeypatch):
+    monkeypatch.setattr(sandbox_limits, "MAX_STEPS", 50_000)
+    source = "{% for i in range(n) %}{% for m in messages %}{{ m.content ~ i }}{% endfor %}{% endfor %}"
+    sizes = [300, 10, 6000, 20, 300, 7000]
+
+    def run(n: int) -> str:
+        try:
+            return render_template(source, {"messages": MESSAGES[:1] * 10, "n": n})[0]
+        except TemplateFailure as failure:
+            return str(failure)
+
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        together = list(pool.map(run, sizes))
+    assert together == [run(n) for n in sizes]
+    assert [text.startswith("it goes through") for text in together] == [n > 1000 for n in sizes]
 
 
 @pytest.fixture(autouse=True)
 def fewer_steps(monkeypatch):
-    """Two million steps take seconds; the limit works the same lower."""
+    """Two million steps take seconds; the limit works the same lower. A slow machine has time for them."""
     monkeypatch.setattr(sandbox_limits, "MAX_STEPS", 500_000)
+    monkeypatch.setattr(sandbox_limits, "MAX_SECONDS", 600.0)
 
 
 def test_a_namespace_prints_nothing_of_what_it_holds():
@@ -188,7 +123,7 @@ def test_filters_and_methods_do_what_they_do_elsewhere():
 @pytest.mark.parametrize("character", ["\ufdd0", "\ufdd1", "\ufdd0\ufdd1\ufdd2"])
 def test_marks_are_told_from_contents_that_hold_their_characters(character):
     source = "{% for m in messages %}{{ m }}{% generation %}{{ m }}!{% endgeneration %}{% endfor %}"
-    text, spans = compile_template(source).render({"messages": [f"a{character}", "b", character]})
+    text, spans = render_template(source, {"messages": [f"a{character}", "b", character]})
     assert [text[start:end] for start, end in spans] == [f"a{character}!", "b!", f"{character}!"]
     assert text == "".join(f"{m}{m}!" for m in (f"a{character}", "b", character))
 
