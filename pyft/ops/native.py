@@ -72,7 +72,8 @@ def execution(tensor: Tensor) -> Execution:
     Returns:
         The keyword arguments `num_threads` and `stream` of a native operation.
     """
-    stream = torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+    # torch.cuda.current_stream would make a Stream of it, for several microseconds a launch
+    stream = torch._C._cuda_getCurrentRawStream(tensor.get_device()) if tensor.is_cuda else 0
     return {"num_threads": num_threads(), "stream": stream}
 
 

@@ -104,7 +104,9 @@ class Operation:
         arguments = self._arguments
         return None if function is None else lambda *values: function(arguments(*values))
 
-    def _recorder(self, name: str, gradients: Callable, keeps: tuple[str, ...], handle: Callable | None):
+    def _recorder(
+        self, name: str, gradients: Callable, keeps: tuple[str, ...], handle: Callable | None
+    ) -> Callable:
         """What the operation is to autograd: puts its nodes into the graph, and runs what is below."""
         below, redispatch = torch._C._AutoDispatchBelowAutograd, self._overload.redispatch
         after_autograd = torch._C._after_autograd_keyset

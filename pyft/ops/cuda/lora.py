@@ -19,6 +19,8 @@ count with all their 24 bits (csrc/cuda/device/split_float.h).
 
 from __future__ import annotations
 
+import functools
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -83,7 +85,7 @@ class _Layer(NamedTuple):
         lora_B: [N, R].
         scaling: of S and dS.
         drop: dropout's probability and seed.
-        where: the call runs.
+        where: the thread count and stream of the call.
     """
 
     x: Tensor
@@ -112,7 +114,7 @@ class _Layer(NamedTuple):
         return self.x.new_empty((self.x.shape[0], self.lora_A.shape[0]), dtype=torch.float32)
 
     def plan(self, wide: Tensor) -> dict[str, int]:
-        return C.plan_lora(num_tokens=wide.shape[0], num_columns=wide.shape[1], rank=self.lora_A.shape[0])
+        return _plan(C, *wide.shape, self.lora_A.shape[0])
 
     def project(self) -> Tensor:
         """S."""
@@ -193,6 +195,11 @@ class _Layer(NamedTuple):
             **self.drop,
             **self.where,
         )
+
+
+@functools.lru_cache(4096)
+def _plan(module: ModuleType, num_tokens: int, num_columns: int, rank: int) -> dict[str, int]:
+    return module.plan_lora(num_tokens=num_tokens, num_columns=num_columns, rank=rank)
 
 
 def _is_taken_along(narrow: Tensor, factor: Tensor) -> bool:
