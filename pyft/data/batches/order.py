@@ -32,16 +32,8 @@ class BatchSource:
     ) -> None:
         """Plan the batches; no sample is read yet.
 
-        Args:
-            samples: The samples.
-            batch_size: Packs, or samples, in a batch; the last batch of an epoch may have fewer.
-            seed: Of the order in each epoch.
-            shuffle: Whether to change the order at all.
-            packs: The indices of the samples in each pack, which goes into one batch whole; None packs none.
-            lengths: Tokens of each pack or sample, to put those of like lengths into a batch; None does not.
-
-        Raises:
-            ValueError: There is no sample, or batch_size is below 1.
+        A batch has `batch_size` samples or, with `packs` (the indices of the samples in each), packs; the
+        last of an epoch may have fewer. `lengths` are their tokens, to put those of like lengths together.
         """
         self._num_groups = len(samples) if packs is None else len(packs)
         if not self._num_groups or batch_size < 1:

@@ -18,18 +18,9 @@ from heapq import heappop, heappush
 
 
 def pack(lengths: Sequence[int], max_length: int, seed: int) -> list[list[int]]:
-    """Group samples.
+    """Group samples of these lengths into packs of at most max_length tokens; every index is in one pack.
 
-    Args:
-        lengths: Tokens of each sample.
-        max_length: Tokens a pack may hold.
-        seed: Of the order among samples of equal length, and of the order inside each pack.
-
-    Returns:
-        Packs of sample indices; every index once.
-
-    Raises:
-        ValueError: A sample is longer than a pack.
+    The seed decides the order among samples of equal length, and that inside each pack.
     """
     rng = random.Random(seed)
     order = list(range(len(lengths)))

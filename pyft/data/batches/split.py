@@ -10,18 +10,10 @@ from pyft.errors import ConfigError
 
 
 def split_rows(digests: np.ndarray, val_size: float, seed: int) -> np.ndarray:
-    """Choose the rows for validation; equal ones stay together as far as may be.
+    """Choose the rows for validation: bool [rows]; equal ones stay together as far as may be.
 
-    Args:
-        digests: uint8 [rows, bytes], equal for rows that say the same; at least one row.
-        val_size: 0 none; below 1 a share (at least one row where there are two); else a number of rows.
-        seed: Of the choice.
-
-    Returns:
-        bool [rows], true for validation.
-
-    Raises:
-        ConfigError: val_size leaves no row for training.
+    `digests` is uint8 [rows, bytes], equal for rows that say the same. `val_size` is 0 for none, below 1 a
+    share (at least one row where there are two), or a number of rows; ConfigError if it leaves none.
     """
     num_rows = len(digests)
     count = int(val_size)
@@ -38,15 +30,7 @@ def split_rows(digests: np.ndarray, val_size: float, seed: int) -> np.ndarray:
 
 
 def rank_rows(digests: np.ndarray, seed: int) -> np.ndarray:
-    """Give every row a number that its content and the seed fix, evenly spread.
-
-    Args:
-        digests: uint8 [rows, bytes].
-        seed: Any number.
-
-    Returns:
-        uint64 [rows].
-    """
+    """Give every row a uint64 that its content and the seed fix, evenly spread."""
     key = str(seed).encode()
     ranks = (hashlib.blake2b(row.tobytes(), digest_size=8, key=key).digest() for row in digests)
     return np.frombuffer(b"".join(ranks), np.uint64)

@@ -54,10 +54,9 @@ class StreamSource:
         held_out: frozenset[bytes],
         poll: Poll,
     ) -> None:
-        """Take what the rows are read and encoded with; nothing is read yet.
+        """Take what rows are read and encoded with; rows whose digest is in `held_out` are left out.
 
-        `held_out` are digests of rows that are left out. `poll` is called while batches that were trained on
-        are passed over; what it raises ends the work.
+        `poll` is called while batches that were trained on are passed over; what it raises ends the work.
         """
         self._sources, self._encoder, self._settings = sources, encoder, settings
         self._held_out, self._poll, self._is_passing_over = held_out, poll, False

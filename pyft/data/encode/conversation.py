@@ -43,16 +43,9 @@ class _Plan:
 
 
 class ConversationEncoder:
-    """Encodes conversations with one tokenizer, template and set of options."""
+    """Encodes conversations with a fast tokenizer, or a view of one, and the template made for it."""
 
     def __init__(self, tokenizer: Any, template: ChatTemplate, options: EncodeOptions) -> None:
-        """Put them together.
-
-        Args:
-            tokenizer: A fast tokenizer, or a view of one.
-            template: The renderer, made for it.
-            options: What is learned, and how long a row may be.
-        """
         self._tokenizer = tokenizer
         self._template = template
         self._options = options
@@ -60,15 +53,7 @@ class ConversationEncoder:
         self._end_mark_id = tokenizer.convert_tokens_to_ids(template.end_mark)
 
     def encode(self, rows: Sequence[Row], system: str | None) -> Iterator[EncodedRow]:
-        """Encode rows.
-
-        Args:
-            rows: Rows with messages.
-            system: System text for those that have none.
-
-        Yields:
-            EncodedRow: One for each row, in order.
-        """
+        """Encode rows with messages, in order; those without a system text get this one."""
         plans = [self._plan(row, system) for row in rows]
         planned = [plan for plan in plans if isinstance(plan, _Plan)]
         texts = [plan.whole for plan in planned]

@@ -24,26 +24,13 @@ class DocumentEncoder:
     """Encodes documents with one tokenizer and set of options."""
 
     def __init__(self, tokenizer: Any, options: EncodeOptions) -> None:
-        """Put them together.
-
-        Args:
-            tokenizer: A fast tokenizer with an eos, or a view of one.
-            options: How long a sample may be.
-        """
         self._tokenizer = tokenizer
         self._options = options
         self._spellings = special_spellings(tokenizer)
         self._start = document_start(tokenizer)
 
     def encode(self, rows: Sequence[Row]) -> Iterator[EncodedRow]:
-        """Encode rows: each document ends with eos.
-
-        Args:
-            rows: Rows for which `document_text` gives a text.
-
-        Yields:
-            EncodedRow: One for each row, in order.
-        """
+        """Encode rows for which `document_text` gives a text, in order; each document ends with eos."""
         tokenizer = self._tokenizer
         texts = [spell_document(document_text(row) or "", self._start, self._spellings) for row in rows]
         for spelled, encoded in zip(texts, encode_all(tokenizer, texts, self._spellings), strict=True):
@@ -58,14 +45,7 @@ def _start_of(encoded: Encoded, num_characters: int, index: int) -> int:
 
 
 def document_text(row: Row) -> str | None:
-    """Return a row's text for pretraining.
-
-    Args:
-        row: A row.
-
-    Returns:
-        The text of a row that has one, or has nothing but assistant turns; None for a conversation.
-    """
+    """Return the text of a row that has one, or nothing but assistant turns; None for a conversation."""
     if row.text is not None:
         return row.text
     if row.messages is None or any(message.role != "assistant" for message in row.messages):

@@ -27,12 +27,7 @@ class PromptCheck:
     """Checks prompts for one tokenizer, and remembers the ends of prompts that it has encoded."""
 
     def __init__(self, tokenizer: Any, control_tokens: frozenset[str]) -> None:
-        """Prepare.
-
-        Args:
-            tokenizer: A fast tokenizer.
-            control_tokens: The spellings that count as control tokens.
-        """
+        """Take a fast tokenizer, and the spellings that count as control tokens."""
         self._tokenizer = tokenizer
         self._control_tokens = control_tokens
         self._kept: dict[SpelledText, list[int]] = {}
@@ -43,14 +38,9 @@ class PromptCheck:
         self._anchors = {} if any(token.single_word for token in added.values()) else usable
 
     def count_leading(self, prompts: Sequence[tuple[SpelledText, Encoded, int]]) -> list[int | None]:
-        """Count the ids of prompts where these are the first ids of the row.
+        """Count the ids of each prompt where these are the first ids of its row; None where they are not.
 
-        Args:
-            prompts: For each prompt the row's text, its ids, and the prompt's length in characters: its text
-                is the row's up to there.
-
-        Returns:
-            For each prompt its number of ids; None where the row begins with other ids.
+        A prompt is the row's text, its ids, and the number of the text's characters that are the prompt.
         """
         anchors = [self._find_anchor(*prompt) for prompt in prompts]
         ends = [

@@ -30,13 +30,7 @@ class RowEncoder:
     """Encodes rows of any kind for one stage of a recipe."""
 
     def __init__(self, tokenizer: Any, template: ChatTemplate | None, options: EncodeOptions) -> None:
-        """Put an encoder together.
-
-        Args:
-            tokenizer: A fast tokenizer, or a view of one.
-            template: The renderer made for it; needed for conversations.
-            options: The mode, what is learned, and how long a sample may be.
-        """
+        """Take a fast tokenizer, or a view of one, and the template made for it, for conversations."""
         view = TokenizerView.from_tokenizer(tokenizer)
         self._options = options
         self._num_ids = len(view)
@@ -45,15 +39,7 @@ class RowEncoder:
         self._conversations = ConversationEncoder(view, template, options) if is_chat else None
 
     def encode(self, rows: Sequence[Row], system: str | None = None) -> list[EncodedRow]:
-        """Encode rows.
-
-        Args:
-            rows: Rows of one source.
-            system: The system text of the source, for rows that have none; None for that of the options.
-
-        Returns:
-            For each row, in order, what became of it; a row that cannot be used has its `error` set.
-        """
+        """Say what became of each row of a source, in order; `system` wins over that of the options."""
         system = self._options.system if system is None else system
         results: list[EncodedRow] = []
         for some in _group(rows):

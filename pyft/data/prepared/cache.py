@@ -41,14 +41,7 @@ Build = Callable[[Path], dict[str, Any]]
 
 
 def cache_folder(given: str | None) -> Path:
-    """Choose where prepared data are kept.
-
-    Args:
-        given: data.cache_dir.
-
-    Returns:
-        It, or $PYFT_CACHE_DIR, or pyft's folder among the user's caches.
-    """
+    """Return data.cache_dir, or $PYFT_CACHE_DIR, or pyft's folder among the user's caches."""
     if given:
         return Path(given)
     if os.environ.get("PYFT_CACHE_DIR"):
@@ -58,14 +51,7 @@ def cache_folder(given: str | None) -> Path:
 
 
 def make_key(parts: Mapping[str, Any]) -> str:
-    """Name an entry.
-
-    Args:
-        parts: Everything that decides what is in it, as plain data.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """Name an entry by everything that decides what is in it."""
     description = json.dumps({**parts, "code": _hash_code()}, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(description.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -75,7 +61,7 @@ def _hash_code() -> str:
     """Hash the sources of pyft.data: an entry made by other code is not used."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*")):
-        if path.is_file() and path.suffix in (".py", ".yaml"):
+        if path.is_file() and path.suffix in (".py", ".yaml", ".jinja"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
@@ -84,11 +70,7 @@ class SampleCache:
     """The entries of one cache folder; a temporary folder where that one cannot be written."""
 
     def __init__(self, folder: Path) -> None:
-        """Open a cache; its folder is made when it is missing.
-
-        Args:
-            folder: Where the entries are kept.
-        """
+        """Open a cache; make its folder where it is missing."""
         self.note: str | None = None
         self._folder = folder / "data"
         self._keeps = True
@@ -107,19 +89,10 @@ class SampleCache:
     def get(
         self, key: str, paths: Sequence[str], build: Build
     ) -> tuple[SampleStore, dict[str, Any], Path | None]:
-        """Open an entry, made first where it is not there.
+        """Open an entry, made first by `build` where it is not there: what that raises leaves no entry.
 
-        Args:
-            key: What make_key gave.
-            paths: The names of the files it is made of, in order.
-            build: Makes it; what it raises leaves no entry.
-
-        Returns:
-            The samples; the description that `build` gave; the folder of an entry that was there already.
-
-        Raises:
-            DiskError: The entry cannot be written.
-            RuntimeError: It was, and is not what was written.
+        `paths` name the files it is made of, in order. Return the samples, the description that `build` gave,
+        and the folder of an entry that was there already. DiskError if the entry cannot be written.
         """
         folder = self._folder / key
         if self._keeps:

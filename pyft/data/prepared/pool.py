@@ -38,15 +38,9 @@ class WorkerPool:
     """A fixed number of workers, used in turn."""
 
     def __init__(self, encoder: ChunkEncoder, num_workers: int, poll: Callable[[], None]) -> None:
-        """Start the workers.
+        """Start the workers, at least one; if one cannot be started, none is left.
 
-        Args:
-            encoder: What they encode with.
-            num_workers: At least one.
-            poll: Called every 0.2 s while a result is waited for; what it raises comes out of `receive`.
-
-        Raises:
-            BaseException: A process cannot be started, or this one was interrupted; none is left then.
+        `poll` is called every 0.2 s while a result is waited for; what it raises comes out of `receive`.
         """
         self._poll = poll
         self._num_sent = self._num_received = 0
@@ -75,25 +69,13 @@ class WorkerPool:
         return self._num_sent - self._num_received < TASKS_PER_WORKER * len(self._pipes)
 
     def send(self, chunk: RawChunk, format: RowFormat) -> None:
-        """Hand out a task.
-
-        Args:
-            chunk: Some records of one file.
-            format: How the file is read.
-        """
+        """Hand out a chunk of a file of that format."""
         with self._alive():
             self._pipes[self._num_sent % len(self._pipes)].send((chunk, format))
         self._num_sent += 1
 
     def receive(self) -> EncodedChunk:
-        """Wait for the next result.
-
-        Returns:
-            What the oldest task gave.
-
-        Raises:
-            result: What a worker ran into and did not expect.
-        """
+        """Wait for what the oldest task gave, or raise what its worker ran into and did not expect."""
         pipe = self._pipes[self._num_received % len(self._pipes)]
         while not pipe.poll(_POLL_SECONDS):
             self._poll()

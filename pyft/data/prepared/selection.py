@@ -18,12 +18,7 @@ class Selection(Sequence[Sample]):
     """
 
     def __init__(self, stores: Sequence[SampleStore], indices: np.ndarray | None = None) -> None:
-        """Choose samples.
-
-        Args:
-            stores: The stores.
-            indices: int64 [samples], counted through all stores; None for all, in order.
-        """
+        """Choose samples by indices counted through all stores; None chooses all, in order."""
         self._stores = stores
         sizes = [len(store) for store in stores]
         self._bounds = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
@@ -39,14 +34,7 @@ class Selection(Sequence[Sample]):
         return np.concatenate(columns)[self._indices] if columns else np.empty(0, np.int64)
 
     def take(self, positions: np.ndarray) -> Selection:
-        """Choose among the chosen.
-
-        Args:
-            positions: int64 indices into this selection, or bool [samples].
-
-        Returns:
-            The smaller (or repeating) selection.
-        """
+        """Choose among the chosen, by indices or bool [samples]."""
         return Selection(self._stores, self._indices[positions])
 
     def __len__(self) -> int:

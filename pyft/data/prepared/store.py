@@ -110,14 +110,9 @@ class SampleStore(Sequence[Sample]):
     """
 
     def __init__(self, folder: Path, paths: Sequence[str]) -> None:
-        """Open a store.
+        """Open what StoreWriter wrote; `paths` are the names of the files it was made of, for `source`.
 
-        Args:
-            folder: Where StoreWriter wrote.
-            paths: The names of the files it was made of, for `source`.
-
-        Raises:
-            ValueError: The files are not what StoreWriter writes.
+        ValueError if the files are not what StoreWriter writes.
         """
         self._folder, self._paths = folder, paths
         with np.load(folder / INDEX_NAME, allow_pickle=False) as index:

@@ -240,7 +240,7 @@ def test_code_counts(tmp_path, monkeypatch):
     """All of the package's own sources do, those in folders below it too."""
     (tmp_path / "chat").mkdir()
     (tmp_path / "prepared").mkdir()
-    names = ("prepared/cache.py", "prepare.py", "chat/masks.py", "maps.yaml")
+    names = ("prepared/cache.py", "prepare.py", "chat/masks.py", "maps.yaml", "chat/own.jinja")
     hashes = []
     for name in names:
         (tmp_path / name).write_text("1")
@@ -249,7 +249,7 @@ def test_code_counts(tmp_path, monkeypatch):
         if name:
             (tmp_path / name).write_text("2")
         hashes.append(cache_module._hash_code.__wrapped__())
-    assert len(set(hashes)) == 5
+    assert len(set(hashes)) == 6
 
 
 def test_where_it_is(monkeypatch, tmp_path):
