@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import time
 from collections import Counter
@@ -32,4 +33,6 @@ class Orders:
         elif verb == "modules":
             loaded = Counter(name for name in ("torch", "transformers") if name in sys.modules)
             return EncodedChunk(unused=loaded)
+        elif verb == "limits":
+            return EncodedChunk(os.getpid(), error=str(resource.getrlimit(resource.RLIMIT_AS)[0]))
         return EncodedChunk(Counts(os.getpid()), error=f"{chunk} {format}")

@@ -8,9 +8,9 @@ What is learned comes from, in this order,
 A template for which neither gives a mask is refused, and so is one that writes no control token to end a
 turn, or whose marks leave that token out, or take in more than answers.
 
-Control tokens that contents, calls or tools spell are text: those are the tokenizer's special tokens, and
-what the template itself writes around answers. Of these an answer may write what is not special, like the
-`<think>` of some models: it is a word of the model's, and the template may look for it.
+A control token that a content, a call or a tool spells is text. Control tokens are the tokenizer's special
+tokens and those that the template writes around answers. An answer may write the ones that are not special,
+like the `<think>` of some models: the model has to write them, and the template may look for them.
 """
 
 from __future__ import annotations
@@ -58,17 +58,14 @@ class ChatTemplate:
         end_mark: str | None,
         builtin: BuiltinTemplate | None = None,
     ) -> None:
-        """Bind a template.
+        """Bind a template, or raise ConfigError: it is none, fails on two questions and answers, has no end mark.
 
         Args:
-            name: What to call it in messages; built-in's name or "the tokenizer's own".
-            source: Jinja text; this is what goes into the saved tokenizer.
+            name: What messages call it.
+            source: Jinja text, as it goes into the saved tokenizer.
             tokenizer: A fast tokenizer, or a view of one.
             end_mark: The control token that ends an assistant turn; None to find it by rendering.
-            builtin: What the template is one of.
-
-        Raises:
-            ConfigError: The source is no template, it refuses two questions and answers, or has no end mark.
+            builtin: Its entry in the table, if it has one.
         """
         self.name = name
         self.source = source
@@ -107,19 +104,10 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Message], *, tools: Tools = (), add_generation_prompt: bool = False
     ) -> Rendered:
-        """Render a conversation, or the prompt that asks for its next assistant turn.
+        """Render a conversation, or with `add_generation_prompt` the prompt for its next assistant turn.
 
-        Args:
-            messages: The turns.
-            tools: The tools that may be called, in OpenAI's form.
-            add_generation_prompt: End with the head of an assistant turn; the spans are then left out.
-
-        Returns:
-            The text with its literals; without `add_generation_prompt` also the spans learned and the ends of
-            prompts, in characters, one for each assistant turn.
-
-        Raises:
-            TemplateFailure: The template refuses the conversation, or what is learned in it cannot be found.
+        `tools` are in OpenAI's form. A prompt has no spans and no ends of prompts. TemplateFailure is raised
+        where the template refuses the conversation, or what is learned in it cannot be found.
         """
         uses_tools = bool(tools) or any(turn.tool_calls or turn.role == "tool" for turn in messages)
         if uses_tools and not self.supports_tools:
@@ -149,18 +137,9 @@ class ChatTemplate:
     def encode_prompt(
         self, tokenizer: Any, messages: Iterable[Message | dict[str, Any]], tools: Tools = ()
     ) -> list[int]:
-        """Return the ids that ask for the next assistant turn.
+        """Return the ids that ask for the next assistant turn, with BOS where the template writes it.
 
-        Args:
-            tokenizer: The tokenizer this template was made for.
-            messages: The turns so far, as Message or {"role": .., "content": ..}.
-            tools: The tools that may be called, in OpenAI's form.
-
-        Returns:
-            Token ids, BOS included where the template writes it.
-
-        Raises:
-            ConfigError: The template refuses the conversation.
+        A message may be a Message or {"role": .., "content": ..}.
         """
         turns = [m if isinstance(m, Message) else Message(**m) for m in messages]
         try:
@@ -170,23 +149,12 @@ class ChatTemplate:
         return encode_all(tokenizer, [rendered.spelled], self.control_tokens)[0].ids
 
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
-        """Return the ids at which an answer ends: the template's end mark, then the tokenizer's eos.
-
-        Args:
-            tokenizer: The tokenizer this template was made for.
-
-        Returns:
-            One or two ids.
-        """
+        """Return the ids at which an answer ends: the template's end mark, then the tokenizer's eos."""
         ids = [tokenizer.convert_tokens_to_ids(self.end_mark), tokenizer.eos_token_id]
         return list(dict.fromkeys(token_id for token_id in ids if token_id is not None))
 
     def check_marks(self) -> None:
-        """Refuse generation marks that would make a wrong mask.
-
-        Raises:
-            ConfigError: They do not enclose each answer and the mark that ends it, or enclose more.
-        """
+        """Refuse generation marks that do not enclose each answer and its end mark, or enclose more."""
         if not self.has_marks:
             return
         try:

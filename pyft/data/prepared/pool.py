@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 TASKS_PER_WORKER = 2
 _POLL_SECONDS = 0.2
+_LEAST_ADDRESS_SPACE_BYTES = 16 << 30
 HELD_BACK = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}
 
 
@@ -126,6 +127,7 @@ def _work(pipe: Connection, encoder: ChunkEncoder) -> None:
     """Encode what comes, in a process of its own."""
     # There is a worker for every core already.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _limit_address_space()
     tasks: queue.SimpleQueue[tuple[RawChunk, RowFormat]] = queue.SimpleQueue()
     threading.Thread(target=_take, args=(pipe, tasks), daemon=True).start()
     while True:
@@ -136,6 +138,17 @@ def _work(pipe: Connection, encoder: ChunkEncoder) -> None:
             error.add_note(f"in a process that prepares data:\n{traceback.format_exc()}")
             result = error
         pipe.send(result)
+
+
+def _limit_address_space() -> None:
+    """Let a worker have the machine's memory, no more: a second wall behind the limits of chat templates."""
+    with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):  # not every system has it
+        import resource
+
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        if soft == resource.RLIM_INFINITY:
+            resource.setrlimit(resource.RLIMIT_AS, (max(memory, _LEAST_ADDRESS_SPACE_BYTES), hard))
 
 
 def _take(pipe: Connection, tasks: queue.SimpleQueue[tuple[RawChunk, RowFormat]]) -> None:

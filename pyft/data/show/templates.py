@@ -48,11 +48,7 @@ _TOOL_TALK = [
 
 
 def list_templates() -> str:
-    """List the built-in templates.
-
-    Returns:
-        A line for each: its name, what ends a turn, what it needs.
-    """
+    """Return a line for each built-in template: its name, what ends a turn, what it needs."""
     rows = [("template", "ends a turn", "tools", "control tokens that the tokenizer must have")]
     for name, builtin in BUILTIN_TEMPLATES.items():
         needs = " ".join(builtin.control_tokens) or "none, it is plain text"
@@ -69,16 +65,9 @@ def list_templates() -> str:
 
 
 def show_template(name: str, colour: bool) -> str:
-    """Show what a template makes of a small conversation, what is learned marked.
+    """Return what a template, a built-in or a .jinja file, makes of a small conversation.
 
-    ConfigError is raised further down where there is no such template, or it cannot be used.
-
-    Args:
-        name: A built-in's name, or the path of a .jinja file.
-        colour: Use terminal colours in place of marks.
-
-    Returns:
-        Some lines.
+    What is learned is marked, in terminal colours where `colour` says so.
     """
     builtin = find_template(name)
     template = get_template(name, _make_tokenizer(builtin))

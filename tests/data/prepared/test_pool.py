@@ -71,6 +71,13 @@ def test_a_worker_loads_neither_torch_nor_transformers(make_pool):
     assert not pool.receive().unused
 
 
+def test_a_worker_may_have_the_machines_memory_and_no_more(make_pool):
+    pool = make_pool(1)
+    pool.send("limits", "")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert int(pool.receive().error) == max(memory, 16 << 30) or sys.platform != "linux"
+
+
 def test_an_unexpected_error_is_raised_here_and_says_where_it_was(make_pool):
     pool = make_pool(1)
     pool.send("raise nothing by nothing", "a")
