@@ -58,7 +58,7 @@ class ChatTemplate:
         end_mark: str | None,
         builtin: BuiltinTemplate | None = None,
     ) -> None:
-        """Bind a template, or raise ConfigError: it is none, fails on two questions and answers, has no end mark.
+        """Bind a template; ConfigError: it is none, fails on two questions and answers, or has no end mark.
 
         Args:
             name: What messages call it.
