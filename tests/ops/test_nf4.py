@@ -42,8 +42,8 @@ def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
 
 def confirmed_by_plain_torch(shape: tuple[int, int]) -> bool:
     """Whether bitsandbytes dequantises this shape as plain torch does on every processor."""
-    # Version 0.50.2 does not on AVX-512 where K is even and not a multiple of 64: its kernel begins a new block
-    # of 64 at each row, but blocks continue across rows. An odd K never reaches that kernel.
+    # Version 0.50.2 does not on AVX-512 where K is even and not a multiple of 64: its kernel begins a new
+    # block of 64 at each row, but blocks continue across rows. An odd K never reaches that kernel.
     return shape[1] % 2 == 1 or shape[1] % 64 == 0
 
 
