@@ -40,12 +40,6 @@ THIRD_PERSON = re.compile(
 DOCSTRING_OF_ITS_OWN = {"Protocol", "ABC"}
 """Bases whose methods are described, not explained: there is no body to compare with."""
 
-NOT_YET = (
-    *(f"pyft/data/{folder}/" for folder in ("batches", "chat", "encode", "prepared")),
-    *("pyft/ops/", "tests/ops/"),
-)
-"""Where these rules do not hold yet; nothing is added."""
-
 
 def texts() -> Iterator[tuple[str, str]]:
     paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*"))]
@@ -61,7 +55,6 @@ def test_words_this_project_does_not_use(pattern: str) -> None:
         f"{name}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]!r}, write: {UNUSED[pattern]}"
         for name, text in texts()
         for match in re.finditer(pattern, text, re.MULTILINE)
-        if not name.startswith(NOT_YET)
     ]
     assert not found, "\n".join(found)
 
@@ -108,8 +101,7 @@ def test_docstrings(folder: str) -> None:
         name = str(path.relative_to(ROOT))
         is_operation = name.startswith("pyft/ops/")
         lines = breaches(path.read_text(encoding="utf-8"), is_operation=is_operation)
-        if not name.startswith(NOT_YET):
-            found.extend(f"{name}:{line}: {what}" for line, what in lines)
+        found.extend(f"{name}:{line}: {what}" for line, what in lines)
     assert not found, "\n".join(found)
 
 

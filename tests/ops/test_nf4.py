@@ -93,7 +93,7 @@ def test_double_quantisation_equals_bitsandbytes_given_its_offset(shape, dtype, 
 
 
 def assert_nested_codes_equal_bitsandbytes(values: Tensor) -> Tensor:
-    """Quantises values in [-1, 1] as scales, 255 a block beside a 1 that makes the block's own scale 1."""
+    """Quantise values in [-1, 1] as scales, 255 a block beside a 1 that makes the block's own scale 1."""
     values = torch.cat([values, values.new_zeros(-values.numel() % 255)]).float().view(-1, 255)
     absmax = torch.cat([values, torch.ones(len(values), 1)], dim=1).view(-1)
     theirs, state = bnb.quantize_blockwise(absmax, blocksize=256)

@@ -40,7 +40,7 @@ def test_extreme_blocks_equal_bitsandbytes(block):
 
 
 def assert_blocks_equal_bitsandbytes(values: Tensor, scales: Tensor) -> Tensor:
-    """Quantises row i of `values` in blocks of 63 beside scales[i], which is what they are divided by."""
+    """Quantise row i of `values` in blocks of 63 beside scales[i], which is what they are divided by."""
     values = torch.cat([values, values.new_zeros(len(values), -values.shape[1] % 63)], 1)
     values = values.view(len(values), -1, 63)
     weight = torch.cat([values, scales[:, None, None].expand(-1, values.shape[1], 1)], 2).view(-1, 64)

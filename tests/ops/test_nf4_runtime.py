@@ -77,7 +77,7 @@ def run_python(code: str, **variables: str) -> subprocess.CompletedProcess:
 
 
 def judge_products() -> str:
-    """Judges products against float64; returns a digest of what no instruction set may change."""
+    """Judge products against float64; return a digest of what no instruction set may change."""
     bits = []
     # rows that are whole blocks of 64 take another way into the product than others
     for dtype, (out_features, in_features) in product(

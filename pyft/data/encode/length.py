@@ -21,7 +21,7 @@ from pyft.data.encode.sample import IGNORED, EncodedRow, EncodeOptions, Sample
 class WholeRow:
     """Everything a row has, before max_length counts: its ids, and the text they spell.
 
-    `start_of` gives the first character of the token at an index, for the texts of parts.
+    `start_of` returns the first character of the token at an index, for the texts of parts.
     """
 
     sample: Sample
@@ -56,7 +56,7 @@ def fit(row: WholeRow, options: EncodeOptions, **counts: Any) -> EncodedRow:
 
 
 def learns(labels: np.ndarray) -> bool:
-    """Say whether anything is learned from labels; the first token has nothing it could be told from."""
+    """Return whether anything is learned from labels; the first token is never predicted."""
     return bool((labels[1:] != IGNORED).any())
 
 
@@ -88,7 +88,7 @@ def _split(row: WholeRow, limit: int, counts: dict[str, Any]) -> EncodedRow:
 
 
 def _cut(num_tokens: int, limit: int) -> Iterator[tuple[int, int]]:
-    """Cut into windows; a single token left over, which alone teaches nothing, gets one from before."""
+    """Yield windows; a single token left over, which teaches nothing alone, gets one from before."""
     first = 0
     while first < num_tokens:
         last = min(first + limit, num_tokens)

@@ -49,7 +49,7 @@ def encode_files(
     poll: Poll,
     first_rows: int = 0,
 ) -> Iterator[tuple[int, RowFormat, EncodedChunk]]:
-    """Encode all files of a source: the number and format of each one's, and its chunks, in order.
+    """Encode all files of a source, in order: the number and format of each, and its chunks.
 
     `max_samples` of the source chooses rows by the seed; `first_rows` reads no more than so many, and chooses
     none of them. `poll` is called at least every 0.2 s; what it raises ends the work. The first mistake in
@@ -108,7 +108,7 @@ def _begin(file: DataFile, source: DataSource, skips: bool) -> tuple[RowFormat, 
 
 
 def _sample(files: Sequence[DataFile], count: int, seed: int, poll: Poll) -> list[int]:
-    """Choose records of all files, by their positions; the first in order comes last."""
+    """Choose records of all files by their positions, the first in order last."""
     total = count_records(files, poll)
     if count >= total:
         return list(range(total - 1, -1, -1))

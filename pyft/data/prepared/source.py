@@ -1,4 +1,4 @@
-"""Bring a source of a recipe to encoded samples, from the cache where they are there already."""
+"""Encode a source of a recipe, or take its samples from the cache."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHOWN_FILES = 8
 
 
 def encode_options(stage: Stage) -> EncodeOptions:
-    """Say how the rows of a stage become samples; the mode settles `overlong` where it is left open."""
+    """Return how the rows of a stage become samples; the mode decides `overlong` if it is null."""
     data = stage.data
     mode = MODES[stage.mode]
     overlong = data.overlong or mode.overlong
@@ -56,7 +56,7 @@ class SourceReader:
         self._notes: list[str] = []
 
     def content_ids(self, source: DataSource) -> list[str]:
-        """Name the content of each file of a source, in order."""
+        """Identify the content of each file of a source, in order."""
         for file in expand_source(source)[0]:
             if file not in self._content_ids:
                 self._poll()
@@ -85,7 +85,7 @@ class SourceReader:
         return [*self._notes, cache_note] if cache_note else self._notes
 
     def _describe(self, source: DataSource, files: Sequence[DataFile]) -> dict[str, Any]:
-        """Everything that decides which samples a source gives."""
+        """Collect everything that decides which samples a source has."""
         skips = self.encoder.skips_bad_records
         return {
             **self._identity,
@@ -106,7 +106,7 @@ class SourceReader:
         return stream_id(file) + head
 
     def _first_rows(self, source: DataSource) -> int:
-        """Of a stream only the beginning is prepared; 0 for all rows."""
+        """Return how many rows of a stream are prepared: its beginning; 0 for all."""
         return min(STREAM_ROWS, source.max_samples or STREAM_ROWS) if self._streams(source) else 0
 
     def _streams(self, source: DataSource) -> bool:
