@@ -95,12 +95,9 @@ class Trainer:
     def run(self) -> TrainResult:
         """Train to the end.
 
-        Raises:
-            Interrupted: a signal asked to stop; everything is saved.
-            NumericsError: three steps in a row were not finite; the weights are those before.
-            OutOfMemory: with what was asked for.
-            DiskError: what was saved before is whole.
-            ConfigError: the checkpoint is of other parameters.
+        Interrupted: a signal asked to stop, and everything is saved. NumericsError: three steps in a row were
+        not finite; the weights are those from before. DiskError: what was saved before is whole. OutOfMemory says
+        what was asked for, ConfigError that the checkpoint is of other parameters.
         """
         for message in self._plan.messages:
             self._console.note(message)
