@@ -96,8 +96,8 @@ class Trainer:
         """Train to the end.
 
         Interrupted: a signal asked to stop, and everything is saved. NumericsError: three steps in a row were
-        not finite; the weights are those from before. DiskError: what was saved before is whole. OutOfMemory says
-        what was asked for, ConfigError that the checkpoint is of other parameters.
+        not finite; the weights are those from before. DiskError: what was saved before is whole. OutOfMemory
+        says what was asked for, ConfigError that the checkpoint is of other parameters.
         """
         for message in self._plan.messages:
             self._console.note(message)

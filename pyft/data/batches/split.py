@@ -1,4 +1,4 @@
-"""Set rows aside for validation, by what they say and the seed, whatever their order in the files."""
+"""Set rows aside for validation, by their content and the seed, whatever their order in the files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pyft.errors import ConfigError
 
 
 def split_rows(digests: np.ndarray, val_size: float, seed: int) -> np.ndarray:
-    """Choose the rows for validation: bool [rows]; equal ones stay together as far as may be.
+    """Choose the rows for validation: bool [rows]; equal ones stay together where possible.
 
-    `digests` is uint8 [rows, bytes], equal for rows that say the same. `val_size` is 0 for none, below 1 a
+    `digests` is uint8 [rows, bytes], equal for equal rows. `val_size` is 0 for none, below 1 a
     share (at least one row where there are two), or a number of rows; ConfigError if it leaves none.
     """
     num_rows = len(digests)

@@ -4,7 +4,7 @@
     labels         -100 but in [ ]: contents of trained assistant turns and the marks that end them
 
 The rendered text is tokenised once, as inference does. For each trained turn the ids of the prompt as chat
-would send it must be the first of the row's; where they are not (a tokenizer that joins the last character
+would send it must be the first of the row's; if they are not (a tokenizer that joins the last character
 of the prompt to the first of the answer) the row is kept and counted, its ids are still those of the whole
 text, and no token that holds a character from outside the answer is learned.
 
@@ -124,8 +124,8 @@ class ConversationEncoder:
             differs = differs or num_prompt is None
             if self._options.train_on == "all":
                 continue
-            # A tokenizer that leaves out the blank at the end of a prompt makes it part of the answer's first
-            # token, which is learned: so what follows the prompt's ids counts, not what follows its text.
+            # A tokenizer may join the blank that ends a prompt to the answer's first token, which is learned:
+            # so the answer begins after the prompt's ids, not after its text.
             first = num_prompt if num_prompt is not None and prompt_end == start else row.first_at(start)
             last = self._find_last(row, end)
             labels[first:last] = ids[first:last]

@@ -35,7 +35,7 @@ class DocumentEncoder:
         texts = [spell_document(document_text(row) or "", self._start, self._spellings) for row in rows]
         for spelled, encoded in zip(texts, encode_all(tokenizer, texts, self._spellings), strict=True):
             ids = np.array([*encoded.ids, tokenizer.eos_token_id], np.int32)
-            # A character that two windows share (a tokenizer of bytes) stands in the one it begins in.
+            # A character that two windows share (a byte-level tokenizer) belongs to the one it begins in.
             starts = partial(_start_of, encoded, len(spelled.text))
             yield fit(WholeRow(Sample(ids, ids), spelled.text + tokenizer.eos_token, starts), self._options)
 

@@ -21,7 +21,7 @@ from pyft.data.encode.sample import IGNORED, EncodedRow, EncodeOptions, Sample
 from pyft.data.rows.row import Row
 from pyft.data.tokenizers.view import TokenizerView
 
-# What is tokenised at once: a tokenizer's answer takes some hundred bytes a token.
+# Limits of what is tokenised at once: the encoding takes some hundred bytes per token.
 _MOST_ROWS = 512
 _MOST_CHARACTERS = 1 << 20
 

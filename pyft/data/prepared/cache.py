@@ -31,7 +31,7 @@ ENTRY_NAME = "entry.json"
 _STAGING_PREFIX = ".staging-"
 _LOCK_NAME = "lock"
 _UNUSED_DAYS = 30
-# Of what was begun: how old it must be before its lock counts, and what counts where there are no locks.
+# An unfinished entry is abandoned if it is this old and nobody locks it; without locks, if older still.
 _BEGUN_SECONDS = 60
 _STALE_DAYS = 2
 _DAY_SECONDS = 86_400
@@ -110,7 +110,7 @@ class SampleCache:
                     f"the prepared data cannot be written: {error.strerror or error} ({self._folder}): free "
                     "some space there, or set data.cache_dir or PYFT_CACHE_DIR"
                 ) from error
-            # What has no place of its own is read from files without a name, which end with this process.
+            # Without a cache folder the store is read from unlinked files, which end with this process.
             opened = (_open(_publish(staging, folder), paths) if self._keeps else None) or _open(
                 staging, paths
             )
