@@ -41,13 +41,23 @@ def register_packed_attention() -> str:
     return NAME
 
 
+def open_mask(num_tokens: int, device: torch.device) -> Tensor:
+    """Make the mask [1, T] that hides nothing, known as such without asking the device."""
+    # Without a mask transformers looks in the positions for packed samples, and waits for the answer.
+    mask = torch.ones(1, num_tokens, dtype=torch.bool, device=device)
+    mask.hides_nothing = True
+    return mask
+
+
 def _no_mask(
     *_args: object, attention_mask: Tensor | None = None, use_vmap: bool = False, **_kwargs: object
 ) -> None:
     """Stand in for mask building: the attention below is causal per sample, so no mask tensor exists."""
     if use_vmap:
         raise ValueError(f"{NAME}: this architecture overlays its own attention mask, which is not supported")
-    if attention_mask is not None and not bool(attention_mask.all()):
+    if attention_mask is None or getattr(attention_mask, "hides_nothing", False):
+        return
+    if not bool(attention_mask.all()):
         raise ValueError(f"{NAME}: attention_mask has padding; pass samples side by side in one row instead")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyft.errors import ConfigError
+from pyft.model.attention import open_mask
 
 
 class PackedRow(Protocol):
@@ -57,6 +58,7 @@ def _inputs(model: PreTrainedModel, batch: PackedRow) -> dict[str, Any]:
     return {
         "input_ids": to_device(batch.input_ids, device),
         "position_ids": to_device(batch.position_ids, device),
+        "attention_mask": open_mask(batch.input_ids.shape[1], device),
         "cu_seq_lens_q": to_device(batch.cu_seqlens, device),
         "cu_seq_lens_k": batch.cu_seqlens,  # for the attention that reads them in Python
         "max_length_q": batch.max_seqlen,

@@ -6,8 +6,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from toy import ToyModel, ToySource, ToyTask, rows, toy_loss, toy_run
+from waits import Waits
 
 from pyft.tasks.task import Loss
 from pyft.trainer.totals import Totals, add_metrics
@@ -84,19 +84,6 @@ def test_metrics_of_a_skipped_step_are_in_its_row(tmp_path, monkeypatch):
     toy_run(tmp_path, task=PairTask(), questions=False, settings={"max_steps": 3, "eval_steps": None})
     first, second = rows(tmp_path)[:2]
     assert second["skipped"] is True and set(second) == {*first, "skipped"}
-
-
-class Waits(TorchDispatchMode):
-    """Counts what would wait for a device: a tensor's value asked for by Python."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
-            self.seen[str(function)] += 1
-        return function(*args, **(kwargs or {}))
 
 
 def test_a_step_waits_for_the_device_once(tmp_path, monkeypatch):
