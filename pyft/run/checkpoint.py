@@ -154,7 +154,7 @@ def rotate(folder: Path, limit: int, *, keep: Path | None = None) -> list[Path]:
 
 
 def supersede(folder: Path, step: int) -> list[Path]:
-    """Rename the checkpoints past `step`, from where the run goes on: they belong to the course it leaves.
+    """Rename the checkpoints past `step`, where the run continues: they belong to the course it leaves.
 
     Under their own names they would be the newest at the next resumption, with log lengths of another course.
     """

@@ -32,7 +32,7 @@ class Faults:
             kind, _, step = item.partition("@")
             if kind not in KINDS or not step.isdecimal():
                 raise ConfigError(
-                    f"{item!r} is no fault (PYFT_FAULT): write <kind>@<step>, kind one of {', '.join(KINDS)}"
+                    f"{item!r} is not a fault (PYFT_FAULT): write <kind>@<step>, one of {', '.join(KINDS)}"
                 )
             self._wanted.add((kind, int(step)))
 

@@ -80,7 +80,7 @@ def check_own(folder: Path) -> None:
     names = sorted(entry.name for entry in folder.iterdir())
     if names and not any(name in names for name in _OWN_NAMES):
         raise ConfigError(
-            f"holds files that are no run's, {names[0]!r} for one (train.output_dir {folder}): "
+            f"holds files that no run wrote, such as {names[0]!r} (train.output_dir {folder}): "
             "choose an empty or a new folder"
         )
 

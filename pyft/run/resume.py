@@ -73,7 +73,7 @@ def plan_run(
         if checkpoint is None:
             if finished is not None:
                 raise ConfigError(
-                    f"a run of {finished['step']} steps ended there, without a checkpoint to go on from "
+                    f"a run of {finished['step']} steps ended there, without a checkpoint to continue from "
                     f"(train.output_dir {folder}): choose another folder"
                 )
             return Plan(whole, total_steps, messages=(f"no checkpoint in {folder}: starting fresh",))
@@ -146,7 +146,7 @@ def _explicit(path: Path) -> tuple[Path, list[str]]:
     found = problems(path)
     if found:
         _refuse_lost_optimizer(path, found)
-        raise ConfigError(f"no whole checkpoint {where}: {'; '.join(found)}")
+        raise ConfigError(f"no complete checkpoint {where}: {'; '.join(found)}")
     return path, []
 
 
@@ -164,7 +164,7 @@ def _refuse_existing(folder: Path) -> None:
         or (log.is_file() and log.stat().st_size > 0)
     ):
         raise ConfigError(
-            f"a run is there already (train.output_dir {folder}): choose another folder, or go on with it "
+            f"a run is there already (train.output_dir {folder}): choose another folder, or continue it "
             "(train.resume_from_checkpoint: auto)"
         )
 

@@ -1,6 +1,6 @@
 """Measuring the model without touching the run.
 
-Whatever happens in here, the run goes on as if it had not: no gradients, dropout off, the random generators
+Whatever happens in here, the run continues as if it had not: no gradients, dropout off, the random generators
 put back. It can be left at any batch or answer (signals), and is then done again from the start after a
 resumption.
 """

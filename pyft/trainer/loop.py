@@ -78,7 +78,7 @@ class Trainer:
         files of the finished run, which come into `folder` at the end. `memory_fn` returns the peak in bytes.
         """
         if train.num_batches < 1:
-            raise DataError("the training data give no batch (data.train): nothing can be learned from them")
+            raise DataError("the training data make no batch (data.train): give at least one row to learn")
         if questions and generate is None:
             raise ValueError("questions need a generate function")
         self._model, self._task, self._settings, self._plan = model, task, settings, plan
@@ -258,7 +258,7 @@ class Trainer:
 
     def _save_and_stop(self, boundary: Boundary) -> NoReturn:
         saved = self._save(boundary)
-        self._console.note(f"stopped by a signal, saved as {saved}: the same command goes on from there")
+        self._console.note(f"stopped by a signal, saved as {saved}: the same command continues from there")
         raise Interrupted(self._signals.stop_signal)
 
     def _log(self, row: dict[str, Any], show: Callable[[dict[str, Any]], None]) -> None:

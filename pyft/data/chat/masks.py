@@ -24,7 +24,7 @@ from pyft.data.rows.row import Message
 Render = Callable[[Sequence[Message]], str]
 """Messages -> the text of a conversation, or of a prompt."""
 
-_REWRITES = "it rewrites contents, so what is learned cannot be told from the rest"
+_REWRITES = "it rewrites contents, so what is learned cannot be found"
 
 
 def find_end_mark(render: Render, tokens: Sequence[str]) -> str | None:
