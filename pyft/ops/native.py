@@ -27,17 +27,7 @@ class Execution(TypedDict):
 
 
 def load(version: str = __version__) -> ModuleType:
-    """Import `_pyft_C` and check that it was built from this version of the package.
-
-    Args:
-        version: the version the module must have.
-
-    Returns:
-        The module.
-
-    Raises:
-        ImportError: if it is missing, does not load, or has another version; the message says how to fix it.
-    """
+    """Import `_pyft_C`; if it is missing, broken or of another version, an ImportError says how to fix it."""
     try:
         module = importlib.import_module("_pyft_C")
     except ModuleNotFoundError:
@@ -55,35 +45,17 @@ C = load()
 
 
 def num_threads() -> int:
-    """How many threads an operation may use on the CPU.
-
-    Returns:
-        torch's own setting, `torch.get_num_threads()`.
-    """
+    """Return how many threads an operation may use on the CPU: as many as torch."""
     return torch.get_num_threads()
 
 
 def execution(tensor: Tensor) -> Execution:
-    """Where an operation on `tensor` runs: torch's thread count, and on CUDA the device's current stream.
-
-    Args:
-        tensor: one of the operation's inputs.
-
-    Returns:
-        The keyword arguments `num_threads` and `stream` of a native operation.
-    """
+    """Return where an operation on `tensor` runs: torch's thread count, the current stream of its GPU."""
     # torch.cuda.current_stream would make a Stream of it, for several microseconds a launch
     stream = torch._C._cuda_getCurrentRawStream(tensor.get_device()) if tensor.is_cuda else 0
     return {"num_threads": num_threads(), "stream": stream}
 
 
 def runs_on_cuda(tensor: Tensor) -> bool:
-    """Whether an operation on `tensor` runs CUDA kernels, on a GPU or, in tests, emulated.
-
-    Args:
-        tensor: one of the operation's inputs.
-
-    Returns:
-        True for a tensor on CUDA, and for every tensor where the kernels are emulated.
-    """
+    """Whether an operation on `tensor` runs CUDA kernels, on a GPU or, in tests, emulated."""
     return tensor.is_cuda or C.is_emulated

@@ -12,14 +12,7 @@ _EMULATED_MULTIPROCESSORS = 4
 
 
 def num_multiprocessors(tensor: Tensor) -> int:
-    """How many multiprocessors the device of a tensor has.
-
-    Args:
-        tensor: any tensor.
-
-    Returns:
-        The number; 4 for a tensor of the CPU, where kernels are emulated.
-    """
+    """Return how many multiprocessors the tensor's device has; on the CPU, where kernels are emulated, 4."""
     return _num_of(tensor.device.index) if tensor.is_cuda else _EMULATED_MULTIPROCESSORS
 
 

@@ -12,14 +12,7 @@ from torch import Tensor
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor, *, accumulate: bool = False) -> None:
-    """out = a b, or out += a b, with sums in float32.
-
-    Args:
-        a: float32 or bfloat16 [M, K].
-        b: a's dtype [K, N].
-        out: [M, N], float32, or a's dtype unless it accumulates; written in place.
-        accumulate: add to what `out` holds.
-    """
+    """Write out [M, N] = [out +] a [M, K] b [K, N] with sums in float32; `out` is float32, or a's dtype."""
     if out.dtype == a.dtype:
         return _in_one_dtype(a, b, out, accumulate)
     if not a.is_cuda:

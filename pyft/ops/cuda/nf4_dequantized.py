@@ -38,15 +38,7 @@ _STEP = 64  # rows or columns: panels begin where a block of 64 weights does
 def linear_dequantized(
     x: Tensor, weight: tuple, y: Tensor, *, accumulate: bool, bias: Tensor | None = None
 ) -> None:
-    """y = x W^T + bias, or y += x W^T + bias.
-
-    Args:
-        x: float32 or bfloat16 [T, K].
-        weight: the six parts of an NF4 weight [N, K], as `pyft.ops.arguments.nf4_parts` gives them.
-        y: x's dtype [T, N], rows contiguous; written in place.
-        accumulate: add to what y holds.
-        bias: x's dtype [N], or None.
-    """
+    """Write y [T, N], whose rows are contiguous, = [y +] x [T, K] W^T + bias, all in x's dtype."""
     num_rows, num_columns = weight[5]
     if accumulate and bias is not None:
         y.add_(bias)
@@ -62,14 +54,7 @@ def linear_dequantized(
 
 
 def backward_dequantized(grad_y: Tensor, weight: tuple, grad_x: Tensor, *, accumulate: bool) -> None:
-    """dX = dY W, or dX += dY W.
-
-    Args:
-        grad_y: float32 or bfloat16 [T, N].
-        weight: the six parts of an NF4 weight [N, K].
-        grad_x: grad_y's dtype [T, K], rows contiguous; written in place.
-        accumulate: add to what grad_x holds.
-    """
+    """Write dX [T, K], whose rows are contiguous, = [dX +] dY [T, N] W, all in dY's dtype."""
     num_rows, num_columns = weight[5]
     panel_columns = num_columns
     if num_columns % _STEP == 0:

@@ -2,7 +2,8 @@
 
 The kernel (csrc/cuda/nf4_gemm_small.cu) takes bfloat16, at most 64 tokens, K in multiples of 64 and, in the
 backward, N in multiples of 8. It adds what a LoRA layer has beside the weight, for ranks in multiples of 4 up
-to 64; in the backward only where nothing was dropped.
+to 64; in the backward only where nothing was dropped. Weights are the six parts that
+`pyft.ops.arguments.nf4_parts` gives, all tensors contiguous.
 """
 
 from __future__ import annotations
@@ -28,19 +29,7 @@ def takes_few_tokens(
     is_backward: bool,
     is_aligned: bool = True,
 ) -> bool:
-    """Whether the kernel takes a product.
-
-    Args:
-        dtype: of x or dY.
-        num_tokens: T.
-        num_rows: N.
-        num_columns: K.
-        is_backward: dX = dY W rather than y = x W^T.
-        is_aligned: whether the operands begin where the kernel needs it, see `fits_few_tokens`.
-
-    Returns:
-        True if it does; else the product goes panel by panel.
-    """
+    """Whether the kernel takes a product with W [N, K], N `num_rows`; else it goes panel by panel."""
     return (
         dtype == torch.bfloat16
         and 0 < num_tokens <= MOST_TOKENS
@@ -53,19 +42,7 @@ def takes_few_tokens(
 
 
 def fits_few_tokens(operand: Tensor, weight: Tensor | tuple, *, is_backward: bool) -> bool:
-    """Whether the kernel takes this product.
-
-    x or dY, and the codes, begin at multiples of 16 bytes then, and 8-bit scales at multiples of 4. All
-    tensors that own their memory do; a view may begin anywhere.
-
-    Args:
-        operand: x [T, K] or dY [T, N], contiguous.
-        weight: dense, which it never takes, or the six parts of an NF4 weight.
-        is_backward: dX = dY W rather than y = x W^T.
-
-    Returns:
-        True if it does.
-    """
+    """Whether the kernel takes this x or dY: `weight` is NF4, and all begin where it can read 16 bytes."""
     if isinstance(weight, Tensor):
         return False
     codes, _, absmax_codes, *_, shape = weight
@@ -88,16 +65,7 @@ def linear_few_tokens(
     projected: Tensor | None = None,
     lora_B: Tensor | None = None,
 ) -> None:
-    """y = x W^T + bias + projected lora_B^T.
-
-    Args:
-        x: bfloat16 [T, K], contiguous.
-        weight: the six parts of an NF4 weight [N, K].
-        y: bfloat16 [T, N], contiguous; written.
-        bias: bfloat16 [N], or None.
-        projected: float32 [T, R], or None for nothing to add.
-        lora_B: float32 [N, R], or None.
-    """
+    """Write y [T, N] = x [T, K] W^T + bias + projected [T, R] lora_B [N, R]^T; the last two are float32."""
     C.nf4_linear(
         x=x,
         weight=weight,
@@ -118,15 +86,7 @@ def backward_few_tokens(
     grad_projected: Tensor | None = None,
     lora_A: Tensor | None = None,
 ) -> None:
-    """dX = dY W + grad_projected lora_A.
-
-    Args:
-        grad_y: bfloat16 [T, N], contiguous.
-        weight: the six parts of an NF4 weight [N, K].
-        grad_x: bfloat16 [T, K], contiguous; written.
-        grad_projected: float32 [T, R], or None for nothing to add.
-        lora_A: float32 [R, K], or None.
-    """
+    """Write dX [T, K] = dY [T, N] W + grad_projected [T, R] lora_A [R, K]; the last two are float32."""
     C.nf4_linear_backward(
         grad_y=grad_y,
         weight=weight,
