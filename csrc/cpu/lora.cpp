@@ -9,12 +9,11 @@
 // Every output is cut into tiles that one thread computes from start to end, base product and low-rank part
 // into the same float32 accumulators, rounded once:
 //
-//            kTileColumns                 A tile of y:  gemm(x rows, W rows)  + gemm(S rows, B rows) + bias
-//          +------+------+--              A tile of dX: gemm(dY rows, W cols) + [factors *] gemm(dS rows, A
-//          cols)
-//     kTile| tile |      |                Tiles of dA (columns of K) and dB (rows of N) sum over all tokens,
-//     in order.
-//    Tokens+------+------+--
+//                  kTileColumns
+//                +------+------+---
+//    kTileTokens | tile |      |         y:  gemm(x rows, W rows) + gemm(S rows, B rows) + bias
+//                +------+------+---      dX: gemm(dY rows, W columns) + [factors *] gemm(dS rows, A columns)
+//                |      |      |         dA (columns of K), dB (rows of N): sums over all tokens, in order
 //
 // No sum crosses threads, so the bits do not depend on their number. Dropout's factors are computed where
 // they are needed, never stored. Assumed and checked in dispatch: shapes, dtypes, contiguity.

@@ -1,16 +1,14 @@
 // The cross-entropy of logits [T, V] and its gradient; LossTerms in ops.h has the formulas.
 //
-//   cross_entropy_kernel           one block of 512 threads to a row that counts. Each thread passes over
-//   every
-//                                  512th run of 8 logits with a largest logit and a sum of exp(logit -
-//                                  largest) of its own; then two trees join them. Rows that do not count are
-//                                  not read.
+//   cross_entropy_kernel           one block of 512 threads to a row that counts. Each thread goes over every
+//                                  512th run of 8 logits, with its own largest logit and its own sum of
+//                                  exp(logit - largest); two trees join these. Rows that do not count are not
+//                                  read.
 //   cross_entropy_sum_kernel       one block adds the rows' losses in float64, in one order
 //   cross_entropy_backward_kernel  one block to a row; `grad_logits` may be the logits themselves
 //
 // Reads each logit once per pass and writes it once: memory bound. Shared memory: 512 bytes. A target outside
-// the vocabulary cannot be refused without waiting for the GPU: it makes the loss NaN, and the row's
-// gradient.
+// the vocabulary cannot be refused without waiting for the GPU: it makes the loss and the row's gradient NaN.
 #include "cuda/device/loss.h"
 #include "cuda/device/memory.h"
 #include "cuda/device/warp.h"

@@ -1,8 +1,7 @@
 // The CUDA side of info.h, and the smallest kernel there is. Linked with the static CUDA runtime, which finds
 // the driver when the first call is made: without one, importing the module works and these functions say so.
 //
-//   probe_kernel   one block of kProbeThreads threads, each writes its index plus kProbeOffset; no shared
-//   memory
+//   probe_kernel   one block of kProbeThreads threads, each writes its index plus kProbeOffset
 #include "cuda/device/platform.h"
 #include "pyft/info.h"
 

@@ -3,12 +3,16 @@
 //     lora_expand            y  = [y  +] S B^T + bias             [T, N]
 //     lora_expand_backward   dX = [dX +] drop'(dS A)              [T, K]
 //
-//     block (i, p) of 8 warps: columns 128 i .. 128 i + 127; of the tiles of 64 tokens every P-th one, from p
-//     on
+//            128 columns of the output
+//           +-------+-------+---
+//       64  | p     |       |       block (i, p) of 8 warps: columns 128 i .. 128 i + 127, and of their
+//    tokens +-------+-------+---    tiles of 64 tokens those numbered p, p + P, p + 2 P, ..
+//           | p + 1 |       |
+//           +-------+-------+---
 //
-//     tile of the output: a warp owns 16 tokens by 64 columns, sums over the rank in slices of at most 64
-//     then float32 sums [64][132] in shared memory, from where 16 lanes take a row, eight columns each: bias,
-//     dropout's mask, what is there already, one rounding
+//     a tile   each warp sums 16 tokens by 64 columns over the rank, in slices of at most 64
+//              the sums go to shared memory, float32 [64][132]; from there 16 lanes take a row, eight columns
+//              each: bias, dropout's mask, what is there already, one rounding
 //
 // A or B is turned into planes once for all tiles of a block where the rank fits one slice. Two planes of
 // both operands, in three products, leave an error of 2^-17, which the rounding to bfloat16 hides. Shared

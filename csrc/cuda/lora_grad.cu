@@ -4,20 +4,18 @@
 //     lora_grad_A   dA = dS^T drop(x) [R, K]
 //
 //            panel: 256 columns, or 128 for ranks above 32
-//           +-------+-------+---     block (i, p) of 8 warps: panel i; of the tiles of 64 tokens every P-th
-//           one,
-//     64 -> | tile    tile  |        from p on. For each: S is put beside it, then tile after tile of the
-//     panel
-//           +-------+-------+        goes through shared memory to both products, while the next is fetched.
-//           | ...   |
+//           +------+------+---    block (i, p) of 8 warps: panel i, and of its bands of 64 tokens those
+//       64  | tile | tile |       numbered p, p + P, p + 2 P, .. For each band S goes to shared memory; then
+//    tokens +------+------+---    one tile after the other goes there and to both products, while the next
+//           | ..                  is fetched.
 //
 //     columns product   the block's own [panel, R], in registers to the end: part p of the sum over tokens
 //     rows product      [64, R], finished with the tile's last columns: part i of the sum over columns
 //
 // The parts go to workspaces, and lora_sum_kernel adds them in order: no atomics, the same bits every time.
 // Shared memory, bfloat16: 17 KB for the tile, 9, 15 or 27 KB for S, 25, 50 or 51 KB for B. Sums are float32,
-// of products that are exact but for 2^-24. Assumed and checked in dispatch: shapes, contiguity, number of
-// parts.
+// of products that are exact but for 2^-24. Assumed, and checked in dispatch: shapes, contiguity, the number
+// of parts.
 #include "cuda/lora_launch.h"
 #include "cuda/operations.h"
 

@@ -1,14 +1,15 @@
-// S = scaling * drop(x) A^T, [T, R]: the projection of a LoRA layer; and dS = scaling * dY B where dB is not
+// The projection of a LoRA layer, S = scaling * drop(x) A^T [T, R]; and dS = scaling * dY B where dB is not
 // wanted.
 //
-//     block (i, p) of 8 warps: tokens 64 i .. 64 i + 63; of the steps of 128 columns every P-th one, from p
-//     on
+//            128 columns of x
+//           +-------+-------+---
+//       64  | p     | p + 1 |       block (i, p) of 8 warps: tokens 64 i .. 64 i + 63, and of the steps of
+//    tokens +-------+-------+---    128 columns those numbered p, p + P, p + 2 P, ..
 //
-//     a step   the tile of x, fetched into registers during the step before, goes to shared memory, without
-//     what
-//              dropout drops; the same columns of A beside it as three planes of bfloat16; then the rows
-//              product
-//     end      a part of the sum, scaled, is written; lora_sum_kernel adds the parts in order
+//     a step     the tile of x, fetched into registers during the step before, goes to shared memory without
+//                what dropout drops, and the same columns of A beside it, as three planes of bfloat16; then
+//                the product of its rows
+//     the end    this part of the sum is scaled and written; lora_sum_kernel adds the parts in order
 //
 // x is read once. 1 / (1 - p) of dropout is part of the scale. Shared memory, bfloat16: 17 KB of x and 13, 26
 // or 52 KB of A. Sums are float32, of products that are exact but for 2^-24. Assumed and checked in dispatch:

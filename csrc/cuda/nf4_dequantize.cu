@@ -4,9 +4,10 @@
 //
 //   one block of 256 threads writes 8192 neighbouring weights of out, in four rounds of 2048:
 //
-//     round 0   thread 0: weights 0..7   thread 1: 8..15   ...  thread 255: 2040..2047
-//     round 1   thread 0: 2048..2055     ...                    each reads one word, writes 16 bytes of
-//     bfloat16
+//                thread 0      thread 1      ...  thread 255
+//     round 0    0 .. 7        8 .. 15            2040 .. 2047       a thread reads one word of codes
+//     round 1    2048 .. 2055  2056 .. 2063       4088 .. 4095       and writes 16 bytes of bfloat16
+//     ...
 //
 // Eight threads share a block of 64, so their reads of absmax are one. Bytes per weight: 0.5 + 1/16 (or 1/64)
 // read, 2 or 4 written: memory bound. Shared memory: 64 bytes, and 1 KB for a nested absmax. Any number of

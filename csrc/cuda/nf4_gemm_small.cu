@@ -18,15 +18,15 @@
 // The order of the summed index within a step is free as long as A and B agree, so it is chosen such that a
 // lane (g = lane / 4, t = lane % 4) reads whole words:
 //
-//     forward    A: rows g, g+8, g+16, g+24: 8 bytes of codes each, k = 16t .. 16t+15       B: the same k of
-//     x backward   A: rows n = 8t .. 8t+7: 4 bytes of codes each, columns 8g .. 8g+7          B: the same n
-//     of dY
-//                   in tile j of four, mma row g is column 8g + 2j and row g+8 is column 8g + 2j + 1
+//                A: the codes that a lane reads                                   B
+//     forward    rows g, g+8, g+16, g+24, 8 bytes each: k = 16t .. 16t+15         the same k of x
+//     backward   rows n = 8t .. 8t+7, 4 bytes each: columns 8g .. 8g+7            the same n of dY
+//                in tile j of four, mma row g is column 8g + 2j and row g+8 is column 8g + 2j + 1
 //
-// Sixteen-byte pieces of a stage are swapped about by the row they belong to, such that the lanes that read
-// together read from different banks. A byte of codes is looked up as a pair of floats, table[byte][lane %
-// 16]. Values are rounded once to bfloat16, as bitsandbytes does. Assumed, and checked by check_small:
-// bfloat16, K % 64 == 0, backward N % 8 == 0, aligned pointers.
+// Pieces of 16 bytes of a stage are swapped by the row that they belong to, so that the lanes that read
+// together read from different banks. A byte of codes is looked up as a pair of floats,
+// code_pairs[byte][lane % 16]. Values are rounded once to bfloat16, as bitsandbytes does. Assumed, and
+// checked by check_small: bfloat16, K % 64 == 0, backward N % 8 == 0, aligned pointers.
 #include "cuda/device/nf4_small.h"
 #include "cuda/device/nf4_small_finish.h"
 #include "cuda/nf4_small_arguments.h"
@@ -35,8 +35,7 @@
 namespace pyft::cuda {
 namespace {
 
-// ---- one unit: 32 rows by 64 columns of W a warp
-// -----------------------------------------------------------
+// ---- one unit: 32 rows by 64 columns of W a warp ----------------------------------------------------------
 
 // Columns of the output that a warp makes, in tiles of 16: 32 rows of W forward, 64 columns backward.
 template <bool kBackward>
@@ -114,8 +113,7 @@ __device__ __forceinline__ void multiply_backward(float (&acc)[kTiles][4][4],
   }
 }
 
-// ---- the end of a tile
-// -------------------------------------------------------------------------------------
+// ---- the end of a tile ------------------------------------------------------------------------------------
 
 // Adds the halves of the warps' sums and stores them, or leaves them to the second kernel.
 template <bool kBackward, int kTiles>
@@ -162,8 +160,7 @@ __device__ __forceinline__ void end_tile(const SmallGemm& gemm, float (&acc)[kTi
   }
 }
 
-// ---- the kernels
-// -------------------------------------------------------------------------------------------
+// ---- the kernels ------------------------------------------------------------------------------------------
 
 template <bool kBackward, int kTiles>
 __global__ void __launch_bounds__(kNf4SmallThreads, nf4_small_blocks_per_multiprocessor(kTiles))

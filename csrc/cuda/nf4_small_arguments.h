@@ -4,7 +4,6 @@
 #include "cuda/device/nf4_small.h"
 
 namespace pyft::cuda {
-// ---------------------------------------------------------------------------------------------
 
 inline SmallGemm small_gemm(const Nf4Tensors& weight, const TensorRef& in, const TensorRef& out,
                             const TensorRef& bias, const Nf4Addend& addend) {

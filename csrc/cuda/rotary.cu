@@ -1,12 +1,10 @@
 // The rotary embedding of queries and keys in one launch; ops/rotary.h has the formulas.
 //
 //   rotary_kernel    a block to each token; a thread takes a run of eight entries i of a head's lower half
-//   and
-//                    the run i + h of its upper half, h = R / 2, or a run of the entries that are copied
+//                    and the run i + h of its upper half, h = R / 2, or a run of the copied entries
 //
-//   one head:  | low  0 .. h-1 | high  h .. R-1 | copied  R .. D-1 |
-//   items of a block, in order:  head 0: run 0 .. r-1,  head 1: run 0 .. r-1, ..    query heads, then key
-//   heads
+//   one head             | low  0 .. h-1 | high  h .. R-1 | copied  R .. D-1 |
+//   a block, in order    | head 0: run 0 .. r-1 | head 1: run 0 .. r-1 | .. |    query heads, then keys'
 //
 // Memory bound: heads are read once and written once; a token's angles come from the cache. No shared memory.
 // Shapes, and that a head's entries lie side by side, are checked in dispatch/; other strides are free, and

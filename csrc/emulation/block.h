@@ -43,8 +43,7 @@ void set_seed(std::uint64_t seed);
 // Runs a kernel to its end.
 void run(const LaunchShape& shape, const std::function<void()>& kernel);
 
-// ---- what a thread of a running kernel may ask for
-// ----------------------------------------------------------
+// ---- what a thread of a running kernel may ask for --------------------------------------------------------
 
 Dim3 thread_index();
 Dim3 block_index();

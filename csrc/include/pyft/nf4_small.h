@@ -4,9 +4,8 @@
 // The work is a row of units, tile after tile, each one step of the sum of one tile of the output; every
 // block gets as many of them as the next, in one piece, wherever tiles begin and end:
 //
-//     units    | tile 0: 0 1 2 3 4 | tile 1: 0 1 2 3 4 | tile 2: 0 1 2 3 4 |        5 steps to a tile
-//     blocks   |  block 0   |  block 1     |  block 2   |  block 3         |        4 blocks, 3 or 4 units
-//     each
+//     units    | tile 0: 0 1 2 3 4 | tile 1: 0 1 2 3 4 | tile 2: 0 1 2 3 4 |     5 steps to a tile
+//     blocks   |   block 0    |     block 1     |     block 2     |block 3 |     3 or 4 units to a block
 //
 // A tile that one block has to itself is finished by it. Of any other, each block that has a part leaves its
 // sum in the workspace, at [block, whether it holds the end of its tile, token, row of the tile], and a
