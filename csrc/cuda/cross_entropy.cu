@@ -23,8 +23,8 @@ constexpr int kSumThreads = 1024;
 // body(first, values) for this thread's runs of eight of a row; the last run may have fewer, then padded with
 // `padding`.
 template <typename T, typename Body>
-__device__ __forceinline__ void for_each_run(const T* row, std::int64_t vocabulary, bool is_whole_words,
-                                             float padding, const Body& body) {
+__device__ __forceinline__ void read_runs(const T* row, std::int64_t vocabulary, bool is_whole_words,
+                                          float padding, const Body& body) {
   for (std::int64_t first = 8 * static_cast<std::int64_t>(threadIdx.x); first < vocabulary;
        first += 8 * kThreads) {
     float values[8];
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads)
   const T* const row = logits + t * vocabulary;
   float largest = kLowest, sum = 0.0f, total = 0.0f;
   const bool smooths = terms.smoothing != 0.0f;
-  for_each_run(row, vocabulary, is_whole_words, kLowest, [&](std::int64_t first, const float (&values)[8]) {
+  read_runs(row, vocabulary, is_whole_words, kLowest, [&](std::int64_t first, const float (&values)[8]) {
     float highest = values[0];
     for (int i = 1; i < 8; ++i) highest = Max()(highest, values[i]);
     if (highest > largest) {
@@ -110,15 +110,15 @@ __global__ void __launch_bounds__(kThreads)
       write(first, zeros);
     return;
   }
-  for_each_run(logits + t * vocabulary, vocabulary, is_whole_words, kLowest,
-               [&](std::int64_t first, const float (&values)[8]) {
-                 float gradient[8];
-                 for (int i = 0; i < 8; ++i) {
-                   const float share = expf(values[i] - largest) * inverse;
-                   gradient[i] = logit_gradient(terms, share, extra, first + i == target) * scale;
-                 }
-                 write(first, gradient);
-               });
+  read_runs(logits + t * vocabulary, vocabulary, is_whole_words, kLowest,
+            [&](std::int64_t first, const float (&values)[8]) {
+              float gradient[8];
+              for (int i = 0; i < 8; ++i) {
+                const float share = expf(values[i] - largest) * inverse;
+                gradient[i] = logit_gradient(terms, share, extra, first + i == target) * scale;
+              }
+              write(first, gradient);
+            });
 }
 
 template <typename T>

@@ -82,8 +82,8 @@ template <typename T>
 __device__ __forceinline__ void finish_tile(const float* sums, const WideMatrix<T>& out,
                                             const ExpandJob<T>& job, std::int64_t t0, std::int64_t w0) {
 #pragma unroll 1
-  for (int j = 0; j < kEightsPerThread; ++j) {
-    const Place place = place_of(j);
+  for (int j = 0; j < kRunsPerThread; ++j) {
+    const TilePlace place = place_of(j);
     const std::int64_t t = t0 + place.row, w = w0 + place.column;
     if (t >= out.num_tokens || w >= out.num_columns) continue;
     T* const to = out.data + t * out.num_columns + w;
@@ -160,13 +160,8 @@ void launch_expand(const TensorRef& rows, const LoraFactor& factor, const Tensor
   const WideMatrix<T> wide = wide_matrix<T>(out, dropout);
   const ExpandJob<T> job{rows.as<const float>(), factor, bias.defined ? bias.as<const T>() : nullptr,
                          accumulate, static_cast<float>(keep_scale(dropout))};
-  if (factor.rank <= 16) {
-    launch_ranks<T, 2>(wide, job, queue);
-  } else if (factor.rank <= 32) {
-    launch_ranks<T, 4>(wide, job, queue);
-  } else {
-    launch_ranks<T, 8>(wide, job, queue);
-  }
+  with_rank_tiles(factor.rank,
+                  [&](auto tiles) { launch_ranks<T, decltype(tiles)::value>(wide, job, queue); });
 }
 
 }  // namespace

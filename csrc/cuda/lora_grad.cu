@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kLoraThreads, 1) lora_grad_kernel(WideMatrix<c
   const bool wants_rows = job.rows_out.data != nullptr;
   if (wants_rows) put_factor<num_planes<T>(3), 8 * kRankTiles, Shared::kPanel>(factor, job.factor, w0);
   float columns_acc[kChunks][kRankTiles][4] = {};
-  Eight<T> staged[kEightsPerThread];
+  StagedRun<T> staged[kRunsPerThread];
   std::int64_t t0 = static_cast<std::int64_t>(blockIdx.y) * kTileTokens;
   fetch_tile(staged, wide, t0, w0);
   for (; t0 < wide.num_tokens; t0 += stride) {
@@ -94,8 +94,8 @@ __global__ void __launch_bounds__(kLoraThreads, 1) lora_grad_kernel(WideMatrix<c
 }
 
 template <typename T, int kRankTiles>
-void launch_slice(const WideMatrix<const T>& wide, const GradJob& job, std::int64_t num_parts,
-                  const Queue& queue) {
+void launch_grad_slice(const WideMatrix<const T>& wide, const GradJob& job, std::int64_t num_parts,
+                       const Queue& queue) {
   using Shared = GradShared<T, kRankTiles>;
   const std::int64_t num_panels = (wide.num_columns + Shared::kPanel - 1) / Shared::kPanel;
   const int shared = Shared::kTile + Shared::kRows + (job.rows_out.data ? Shared::kFactor : 0);
@@ -107,8 +107,8 @@ void launch_slice(const WideMatrix<const T>& wide, const GradJob& job, std::int6
 
 // `job` for all ranks; num_parts of the sum over tokens.
 template <typename T>
-void launch_slices(const WideMatrix<const T>& wide, const GradJob& job, std::int64_t num_parts,
-                   const Queue& queue) {
+void launch_grad_slices(const WideMatrix<const T>& wide, const GradJob& job, std::int64_t num_parts,
+                        const Queue& queue) {
   const std::int64_t rank = job.columns_out.rank;
   for (std::int64_t r = 0; r < rank; r += kMostRanks) {
     GradJob ranks = job;
@@ -119,13 +119,9 @@ void launch_slices(const WideMatrix<const T>& wide, const GradJob& job, std::int
       ranks.rows_out.data += r;
       ranks.rows_out.rank = ranks.factor.rank;
     }
-    if (rank <= 16) {
-      launch_slice<T, 2>(wide, ranks, num_parts, queue);
-    } else if (rank <= 32) {
-      launch_slice<T, 4>(wide, ranks, num_parts, queue);
-    } else {
-      launch_slice<T, 8>(wide, ranks, num_parts, queue);
-    }
+    with_rank_tiles(rank, [&](auto tiles) {
+      launch_grad_slice<T, decltype(tiles)::value>(wide, ranks, num_parts, queue);
+    });
   }
 }
 
@@ -142,12 +138,12 @@ GradJob columns_job(const TensorRef& rows, const TensorRef& result, bool is_lora
   return job;
 }
 
-void launch(const TensorRef& wide, const Dropout& dropout, const GradJob& job, std::int64_t num_parts,
-            const Queue& queue) {
+void launch_grad(const TensorRef& wide, const Dropout& dropout, const GradJob& job, std::int64_t num_parts,
+                 const Queue& queue) {
   if (wide.dtype == DType::kBFloat16) {
-    launch_slices(wide_matrix<const __nv_bfloat16>(wide, dropout), job, num_parts, queue);
+    launch_grad_slices(wide_matrix<const __nv_bfloat16>(wide, dropout), job, num_parts, queue);
   } else {
-    launch_slices(wide_matrix<const float>(wide, dropout), job, num_parts, queue);
+    launch_grad_slices(wide_matrix<const float>(wide, dropout), job, num_parts, queue);
   }
 }
 
@@ -168,7 +164,7 @@ void lora_grad(const LoraGradArgs& args, std::uintptr_t stream) {
     job.rows_out = {row_parts.data, lora_B.rank, lora_B.rank, row_parts.part_stride,
                     static_cast<float>(args.scaling)};
   }
-  launch(args.grad_y, Dropout{0.0, 0}, job, parts.num_parts, queue);
+  launch_grad(args.grad_y, Dropout{0.0, 0}, job, parts.num_parts, queue);
   launch_lora_sum(args.column_workspace, args.grad_B, queue);
   if (args.grad_projected.defined) launch_lora_sum(args.row_workspace, args.grad_projected, queue);
 }
@@ -177,7 +173,7 @@ void lora_grad_A(const LoraGradAArgs& args, std::uintptr_t stream) {
   const Queue queue(args.x, stream);
   const PartsOfSum parts = parts_of(args.workspace, args.grad_A);
   const GradJob job = columns_job(args.grad_projected, args.grad_A, true, parts, keep_scale(args.dropout));
-  launch(args.x, args.dropout, job, parts.num_parts, queue);
+  launch_grad(args.x, args.dropout, job, parts.num_parts, queue);
   launch_lora_sum(args.workspace, args.grad_A, queue);
 }
 

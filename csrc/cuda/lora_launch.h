@@ -1,11 +1,25 @@
 // What the host parts of the LoRA kernels share.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/device/lora_products.h"
 
 namespace pyft::cuda {
 
 constexpr std::int64_t kMostRanks = 64;  // of one launch; larger ranks go in slices
+
+// run(tiles) with how many tiles of 8 ranks a kernel for this rank is compiled for, as an integral_constant.
+template <typename Run>
+void with_rank_tiles(std::int64_t rank, const Run& run) {
+  if (rank <= 16) {
+    run(std::integral_constant<int, 2>());
+  } else if (rank <= 32) {
+    run(std::integral_constant<int, 4>());
+  } else {
+    run(std::integral_constant<int, 8>());
+  }
+}
 
 // [P, rows, columns] of a workspace, or one part that is the result itself.
 struct PartsOfSum {

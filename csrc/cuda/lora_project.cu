@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kLoraThreads)
   const std::int64_t t0 = static_cast<std::int64_t>(blockIdx.x) * kTileTokens;
   const std::int64_t stride = static_cast<std::int64_t>(gridDim.y) * kTileColumns;
   float acc[kRankTiles / 2][4] = {};
-  Eight<T> staged[kEightsPerThread];
+  StagedRun<T> staged[kRunsPerThread];
   std::int64_t w0 = static_cast<std::int64_t>(blockIdx.y) * kTileColumns;
   fetch_tile(staged, wide, t0, w0);
   for (; w0 < wide.num_columns; w0 += stride) {
@@ -60,8 +60,8 @@ __global__ void __launch_bounds__(kLoraThreads)
 }
 
 template <typename T, int kRankTiles>
-void launch_slice(const WideMatrix<const T>& wide, const LoraFactor& factor, const RowsOut& out,
-                  std::int64_t num_parts, const Queue& queue) {
+void launch_project_slice(const WideMatrix<const T>& wide, const LoraFactor& factor, const RowsOut& out,
+                          std::int64_t num_parts, const Queue& queue) {
   const std::int64_t num_tiles = (wide.num_tokens + kTileTokens - 1) / kTileTokens;
   launch(lora_project_kernel<T, kRankTiles>,
          {"lora_project_kernel", dim3(static_cast<unsigned>(num_tiles), static_cast<unsigned>(num_parts)),
@@ -78,13 +78,9 @@ void launch_project(const TensorRef& x, const LoraFactor& factor, const TensorRe
   for (std::int64_t r = 0; r < factor.rank; r += kMostRanks) {
     const LoraFactor ranks = slice(factor, r, kMostRanks);
     const RowsOut out{parts.data + r, factor.rank, ranks.rank, parts.part_stride, scale};
-    if (factor.rank <= 16) {
-      launch_slice<T, 2>(wide, ranks, out, parts.num_parts, queue);
-    } else if (factor.rank <= 32) {
-      launch_slice<T, 4>(wide, ranks, out, parts.num_parts, queue);
-    } else {
-      launch_slice<T, 8>(wide, ranks, out, parts.num_parts, queue);
-    }
+    with_rank_tiles(factor.rank, [&](auto tiles) {
+      launch_project_slice<T, decltype(tiles)::value>(wide, ranks, out, parts.num_parts, queue);
+    });
   }
   launch_lora_sum(workspace, result, queue);
 }

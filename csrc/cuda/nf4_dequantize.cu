@@ -42,13 +42,13 @@ __device__ __forceinline__ std::int64_t source_of(const Rectangle& part, std::in
 
 template <typename Out, bool kHasRuns>
 __global__ void __launch_bounds__(kThreads)
-    nf4_dequantize_kernel(Nf4Source weight, Nf4Codebook codebook, DynamicMap map, Rectangle part,
+    nf4_dequantize_kernel(Nf4Source weight, Nf4Codebook codebook, DynamicMap absmax_map, Rectangle part,
                           bool is_whole_words, Out* out) {
   PYFT_SHARED(float, values_of_codes, 16);
   PYFT_SHARED(float, values_of_absmax_codes, 256);
   const int thread = static_cast<int>(threadIdx.x);
   if (thread < 16) values_of_codes[thread] = codebook.data[thread];
-  if (!weight.absmax) values_of_absmax_codes[thread] = map.data[thread];
+  if (!weight.absmax) values_of_absmax_codes[thread] = absmax_map.data[thread];
   __syncthreads();
 
   const std::int64_t first =

@@ -43,7 +43,7 @@ constexpr int kRowTiles = kBackward ? 4 : 2;
 
 template <int kTiles>
 __device__ __forceinline__ void multiply_forward(float (&acc)[kTiles][2][4],
-                                                 const Stage<false, kTiles>& stage, const float2* table,
+                                                 const Stage<false, kTiles>& stage, const float2* code_pairs,
                                                  float absmax) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int g = lane / 4, t = lane % 4, group = warp % 4, half = warp / 4;
@@ -60,7 +60,7 @@ __device__ __forceinline__ void multiply_forward(float (&acc)[kTiles][2][4],
           stage.code(32 * group + 8 * q + g, 2 * half + t / 2) + t % 2 * 8 + 4 * i);
 #pragma unroll
       for (int byte = 0; byte < 4; ++byte) {
-        const float2 pair = look_up(table, word, byte);
+        const float2 pair = look_up(code_pairs, word, byte);
         a[q / 2][byte / 2][q % 2 + byte % 2 * 2] =
             pack_bf16(__fmul_rn(pair.x, scale[q]), __fmul_rn(pair.y, scale[q]));
       }
@@ -79,7 +79,7 @@ __device__ __forceinline__ void multiply_forward(float (&acc)[kTiles][2][4],
 
 template <int kTiles>
 __device__ __forceinline__ void multiply_backward(float (&acc)[kTiles][4][4],
-                                                  const Stage<true, kTiles>& stage, const float2* table,
+                                                  const Stage<true, kTiles>& stage, const float2* code_pairs,
                                                   float absmax) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int g = lane / 4, t = lane % 4, group = warp % 4, half = warp / 4;
@@ -103,7 +103,8 @@ __device__ __forceinline__ void multiply_backward(float (&acc)[kTiles][4][4],
       std::uint32_t a[4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float2 even = look_up(table, codes[2 * i], j), odd = look_up(table, codes[2 * i + 1], j);
+        const float2 even = look_up(code_pairs, codes[2 * i], j),
+                     odd = look_up(code_pairs, codes[2 * i + 1], j);
         a[2 * i] = pack_bf16(__fmul_rn(even.x, scale[2 * i]), __fmul_rn(odd.x, scale[2 * i + 1]));
         a[2 * i + 1] = pack_bf16(__fmul_rn(even.y, scale[2 * i]), __fmul_rn(odd.y, scale[2 * i + 1]));
       }
@@ -119,8 +120,8 @@ __device__ __forceinline__ void multiply_backward(float (&acc)[kTiles][4][4],
 template <bool kBackward, int kTiles>
 __device__ __forceinline__ void end_tile(const SmallGemm& gemm, float (&acc)[kTiles][kRowTiles<kBackward>][4],
                                          float* exchange, int tile, bool is_whole) {
-  using Part = Finish<kBackward>;
-  constexpr int kPitch = Part::kTile + 4;
+  using Outputs = Finish<kBackward>;
+  constexpr int kPitch = Outputs::kTile + 4;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int g = lane / 4, t = lane % 4, group = warp % 4, half = warp / 4;
 #pragma unroll
@@ -136,23 +137,23 @@ __device__ __forceinline__ void end_tile(const SmallGemm& gemm, float (&acc)[kTi
     }
     __syncthreads();
 #pragma unroll 1
-    for (int pass = 0; pass < Part::kPasses; ++pass) {
-      const Part part(8 * tokens, pass);
-      float sums[Part::kCount];
+    for (int pass = 0; pass < Outputs::kPasses; ++pass) {
+      const Outputs outputs(8 * tokens, pass);
+      float sums[Outputs::kCount];
 #pragma unroll
-      for (int i = 0; i < Part::kCount; ++i) {
+      for (int i = 0; i < Outputs::kCount; ++i) {
         const float* const from =
-            exchange + (part.token - 8 * tokens + i * Part::kStride) * kPitch + part.row;
+            exchange + (outputs.token - 8 * tokens + i * Outputs::kStride) * kPitch + outputs.row;
         sums[i] = from[0] + from[8 * kPitch];
       }
       if (is_whole) {
-        part.store(gemm, tile, sums);
+        outputs.store(gemm, tile, sums);
       } else {
         float* const partials = partial_sums(gemm, static_cast<int>(blockIdx.x), tile);
 #pragma unroll
-        for (int i = 0; i < Part::kCount; ++i) {
-          const int token = part.token + i * Part::kStride;
-          if (token < gemm.num_tokens) partials[token * gemm.tile + part.row] = sums[i];
+        for (int i = 0; i < Outputs::kCount; ++i) {
+          const int token = outputs.token + i * Outputs::kStride;
+          if (token < gemm.num_tokens) partials[token * gemm.tile + outputs.row] = sums[i];
         }
       }
     }
@@ -166,11 +167,11 @@ template <bool kBackward, int kTiles>
 __global__ void __launch_bounds__(kNf4SmallThreads, nf4_small_blocks_per_multiprocessor(kTiles))
     nf4_linear_small_kernel(const __grid_constant__ SmallGemm gemm,
                             const __grid_constant__ Nf4Codebook codebook,
-                            const __grid_constant__ DynamicMap map_of_codes) {
+                            const __grid_constant__ DynamicMap dynamic_map) {
   constexpr int kStages = nf4_small_stages(kTiles);
   unsigned char* shared = dynamic_shared();
-  float2* const table = reinterpret_cast<float2*>(shared);
-  float* const map = reinterpret_cast<float*>(shared += kNf4SmallPairTableBytes);
+  float2* const code_pairs = reinterpret_cast<float2*>(shared);
+  float* const absmax_map = reinterpret_cast<float*>(shared += kNf4SmallPairTableBytes);
   float* const exchange = reinterpret_cast<float*>(shared += kNf4SmallMapBytes);
   Barrier* const full = reinterpret_cast<Barrier*>(shared += nf4_small_sums_bytes(kBackward));
   Barrier* const empty = full + kStages;
@@ -185,8 +186,8 @@ __global__ void __launch_bounds__(kNf4SmallThreads, nf4_small_blocks_per_multipr
   const std::int64_t first = nf4_small_first_unit(blockIdx.x, gemm.num_units, gemm.num_blocks);
   const int count =
       static_cast<int>(nf4_small_first_unit(blockIdx.x + 1, gemm.num_units, gemm.num_blocks) - first);
-  UnitPlace next{static_cast<int>(first / gemm.num_steps), static_cast<int>(first % gemm.num_steps)};
-  UnitPlace place = next;
+  Unit next{static_cast<int>(first / gemm.num_steps), static_cast<int>(first % gemm.num_steps)};
+  Unit unit = next;
   // Brings the n-th unit of this block.
   const auto fetch = [&](int n) {
     if (n >= count) return;
@@ -197,28 +198,28 @@ __global__ void __launch_bounds__(kNf4SmallThreads, nf4_small_blocks_per_multipr
   };
 #pragma unroll 1
   for (int n = 0; n < kStages - 1; ++n) fetch(n);
-  fill_tables(table, map, codebook, map_of_codes);
+  fill_tables(code_pairs, absmax_map, codebook, dynamic_map);
   __syncthreads();
 
   float acc[kTiles][kRowTiles<kBackward>][4] = {};
-  bool is_whole = place.step == 0;  // all of the tile so far is this block's
+  bool is_whole = unit.step == 0;  // all of the tile so far is this block's
   for (int n = 0; n < count; ++n) {
     fetch(n + kStages - 1);
     const Stage<kBackward, kTiles> stage(stages, n % kStages);
     barrier_wait(full + n % kStages, n / kStages % 2);
-    const float absmax = own_absmax(stage, gemm, map, place);
+    const float absmax = own_absmax(stage, gemm, absmax_map, unit);
     if constexpr (kBackward) {
-      multiply_backward(acc, stage, table + thread % 16, absmax);
+      multiply_backward(acc, stage, code_pairs + thread % 16, absmax);
     } else {
-      multiply_forward(acc, stage, table + thread % 16, absmax);
+      multiply_forward(acc, stage, code_pairs + thread % 16, absmax);
     }
     __syncwarp();
     if (thread % 32 == 0) barrier_arrive(empty + n % kStages);
-    const bool is_end = place.step + 1 == gemm.num_steps;
+    const bool is_end = unit.step + 1 == gemm.num_steps;
     if (is_end || n + 1 == count)
-      end_tile<kBackward, kTiles>(gemm, acc, exchange, place.tile, is_whole && is_end);
+      end_tile<kBackward, kTiles>(gemm, acc, exchange, unit.tile, is_whole && is_end);
     is_whole = is_whole || is_end;
-    place.advance(gemm.num_steps);
+    unit.advance(gemm.num_steps);
   }
 }
 
@@ -231,19 +232,19 @@ __global__ void __launch_bounds__(kNf4SmallThreads)
   const int first = nf4_small_block_of(first_unit, gemm.num_units, gemm.num_blocks);
   const int last = nf4_small_block_of(first_unit + gemm.num_steps - 1, gemm.num_units, gemm.num_blocks);
   if (first == last) return;
-  using Part = Finish<kBackward>;
-  for (int pass = 0; pass < Part::kPasses; ++pass) {
-    const Part part(static_cast<int>(blockIdx.y) * 8, pass);
-    float sums[Part::kCount] = {};
+  using Outputs = Finish<kBackward>;
+  for (int pass = 0; pass < Outputs::kPasses; ++pass) {
+    const Outputs outputs(static_cast<int>(blockIdx.y) * 8, pass);
+    float sums[Outputs::kCount] = {};
     for (int block = first; block <= last; ++block) {
       const float* const partials = partial_sums(gemm, block, tile);
 #pragma unroll
-      for (int i = 0; i < Part::kCount; ++i) {
-        const int token = part.token + i * Part::kStride;
-        if (token < gemm.num_tokens) sums[i] += partials[token * gemm.tile + part.row];
+      for (int i = 0; i < Outputs::kCount; ++i) {
+        const int token = outputs.token + i * Outputs::kStride;
+        if (token < gemm.num_tokens) sums[i] += partials[token * gemm.tile + outputs.row];
       }
     }
-    part.store(gemm, tile, sums);
+    outputs.store(gemm, tile, sums);
   }
 }
 
@@ -254,8 +255,8 @@ void launch_small(const char* op, SmallGemm gemm, const Nf4Partition& partition,
                             nf4_linear_small_kernel<kBackward, 4>, nf4_linear_small_kernel<kBackward, 8>};
   const int kind = gemm.num_tokens <= 8 ? 0 : gemm.num_tokens <= 16 ? 1 : gemm.num_tokens <= 32 ? 2 : 3;
   gemm.tile = nf4_small_tile(kBackward);
-  const int num_tiles = (gemm.outer + gemm.tile - 1) / gemm.tile;
-  gemm.num_steps = (gemm.inner + nf4_small_step(kBackward) - 1) / nf4_small_step(kBackward);
+  const int num_tiles = (gemm.num_outputs + gemm.tile - 1) / gemm.tile;
+  gemm.num_steps = (gemm.num_summed + nf4_small_step(kBackward) - 1) / nf4_small_step(kBackward);
   gemm.num_units = static_cast<std::int64_t>(num_tiles) * gemm.num_steps;
   gemm.num_blocks = partition.num_blocks;
   const bool is_shared = check_partition(op, gemm, partition);

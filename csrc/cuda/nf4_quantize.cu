@@ -95,12 +95,13 @@ __device__ __forceinline__ std::uint8_t dynamic_code(const float* bounds, float 
 }
 
 __global__ void __launch_bounds__(kNestedBlockSize)
-    nf4_quantize_absmax_kernel(const float* absmax, std::int64_t num_values, DynamicMap map,
+    nf4_quantize_absmax_kernel(const float* absmax, std::int64_t num_values, DynamicMap absmax_map,
                                const float* offset, std::uint8_t* codes, float* nested_absmax) {
   PYFT_SHARED(float, bounds, kNestedBlockSize);
   PYFT_SHARED(float, largest_of_warps, kWarpSize);
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread < 255) bounds[thread] = __fmul_rn(__fadd_rn(map.data[thread], map.data[thread + 1]), 0.5f);
+  if (thread < 255)
+    bounds[thread] = __fmul_rn(__fadd_rn(absmax_map.data[thread], absmax_map.data[thread + 1]), 0.5f);
   const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * kNestedBlockSize + thread;
   const float centred = at < num_values ? __fadd_rn(absmax[at], -*offset) : 0.0f;
   // As on the CPU a NaN is passed over here.

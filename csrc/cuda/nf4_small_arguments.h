@@ -19,7 +19,7 @@ inline SmallGemm small_gemm(const Nf4Tensors& weight, const TensorRef& in, const
     gemm.rank = static_cast<int>(addend.projected.shape[1]);
   }
   gemm.num_tokens = static_cast<int>(in.shape[0]);
-  gemm.inner = static_cast<int>(in.shape[1]), gemm.outer = static_cast<int>(out.shape[1]);
+  gemm.num_summed = static_cast<int>(in.shape[1]), gemm.num_outputs = static_cast<int>(out.shape[1]);
   return gemm;
 }
 

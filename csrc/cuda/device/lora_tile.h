@@ -18,7 +18,7 @@ namespace pyft::cuda {
 constexpr int kLoraThreads = 256;
 constexpr int kTileTokens = static_cast<int>(kLoraTileTokens);
 constexpr int kTileColumns = static_cast<int>(kLoraTileColumns);
-constexpr int kEightsPerThread = kTileTokens * kTileColumns / (8 * kLoraThreads);
+constexpr int kRunsPerThread = kTileTokens * kTileColumns / (8 * kLoraThreads);
 
 template <typename T>
 struct WideMatrix {
@@ -43,7 +43,7 @@ WideMatrix<T> wide_matrix(const TensorRef& tensor, const Dropout& dropout = {0.0
 
 // Eight neighbouring elements on their way from global to shared memory.
 template <typename T>
-struct Eight {
+struct StagedRun {
   std::uint32_t words[2 * sizeof(T)];
 
   __device__ __forceinline__ void clear() {
@@ -64,43 +64,43 @@ struct Eight {
 };
 
 template <>
-__device__ __forceinline__ void Eight<__nv_bfloat16>::set(int i, float value) {
+__device__ __forceinline__ void StagedRun<__nv_bfloat16>::set(int i, float value) {
   words[i / 2] |= __float_as_uint(value) >> 16 << 16 * (i % 2);
 }
 
-// A thread's share of a tile: eight number j has this place.
-struct Place {
+// Where a thread's run number j begins in a tile.
+struct TilePlace {
   int row, column;
 };
-__device__ __forceinline__ Place place_of(int j) {
-  constexpr int kEights = kTileColumns / 8;  // of a row
+__device__ __forceinline__ TilePlace place_of(int j) {
+  constexpr int kRuns = kTileColumns / 8;  // of a row
   const int thread = static_cast<int>(threadIdx.x);
-  return {thread / kEights + j * (kLoraThreads / kEights), thread % kEights * 8};
+  return {thread / kRuns + j * (kLoraThreads / kRuns), thread % kRuns * 8};
 }
 
 template <typename T>
-__device__ __forceinline__ void fetch_tile(Eight<T> (&staged)[kEightsPerThread],
+__device__ __forceinline__ void fetch_tile(StagedRun<T> (&staged)[kRunsPerThread],
                                            const WideMatrix<const T>& wide, std::int64_t t0,
                                            std::int64_t w0) {
 #pragma unroll
-  for (int j = 0; j < kEightsPerThread; ++j) {
-    const Place place = place_of(j);
+  for (int j = 0; j < kRunsPerThread; ++j) {
+    const TilePlace place = place_of(j);
     const std::int64_t t = t0 + place.row, w = w0 + place.column;
-    Eight<T>& eight = staged[j];
-    eight.clear();
+    StagedRun<T>& run = staged[j];
+    run.clear();
     if (t >= wide.num_tokens || w >= wide.num_columns) continue;
     const T* const from = wide.data + t * wide.num_columns + w;
     if (wide.takes_eight(w)) {
 #pragma unroll
       for (unsigned q = 0; q < sizeof(T) / 2; ++q) {
         const uint4 quad = reinterpret_cast<const uint4*>(from)[q];
-        eight.words[4 * q] = quad.x, eight.words[4 * q + 1] = quad.y;
-        eight.words[4 * q + 2] = quad.z, eight.words[4 * q + 3] = quad.w;
+        run.words[4 * q] = quad.x, run.words[4 * q + 1] = quad.y;
+        run.words[4 * q + 2] = quad.z, run.words[4 * q + 3] = quad.w;
       }
     } else {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        if (w + i < wide.num_columns) eight.set(i, to_float(from[i]));
+        if (w + i < wide.num_columns) run.set(i, to_float(from[i]));
       }
     }
   }
@@ -108,19 +108,18 @@ __device__ __forceinline__ void fetch_tile(Eight<T> (&staged)[kEightsPerThread],
 
 // Into shared memory, without what dropout drops.
 template <typename T>
-__device__ __forceinline__ void put_tile(T* tile, Eight<T> (&staged)[kEightsPerThread],
+__device__ __forceinline__ void put_tile(T* tile, StagedRun<T> (&staged)[kRunsPerThread],
                                          const WideMatrix<const T>& wide, std::int64_t t0, std::int64_t w0) {
 #pragma unroll
-  for (int j = 0; j < kEightsPerThread; ++j) {
-    const Place place = place_of(j);
-    Eight<T>& eight = staged[j];
+  for (int j = 0; j < kRunsPerThread; ++j) {
+    const TilePlace place = place_of(j);
+    StagedRun<T>& run = staged[j];
     if (wide.mask.is_active)
-      eight.keep(keep_eight(wide.mask, (t0 + place.row) * wide.num_columns + w0 + place.column));
+      run.keep(keep_eight(wide.mask, (t0 + place.row) * wide.num_columns + w0 + place.column));
     uint4* const to = reinterpret_cast<uint4*>(tile + place.row * padded<T>(kTileColumns) + place.column);
 #pragma unroll
     for (unsigned q = 0; q < sizeof(T) / 2; ++q)
-      to[q] = make_uint4(eight.words[4 * q], eight.words[4 * q + 1], eight.words[4 * q + 2],
-                         eight.words[4 * q + 3]);
+      to[q] = make_uint4(run.words[4 * q], run.words[4 * q + 1], run.words[4 * q + 2], run.words[4 * q + 3]);
   }
 }
 

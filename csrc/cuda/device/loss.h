@@ -10,10 +10,6 @@ constexpr float kLowest = -3.4028235e38f;
 
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }
 
-struct Max {
-  __device__ __forceinline__ float operator()(float a, float b) const { return a > b ? a : b; }
-};
-
 // The numbers of LossTerms, ready for use.
 struct Terms {
   float smoothing, uniform, z_loss;  // uniform = smoothing / V

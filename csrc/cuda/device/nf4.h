@@ -38,11 +38,12 @@ inline Nf4Source nf4_source(const Nf4Tensors& weight) {
   return source;
 }
 
-// absmax of a block, rounded as nf4_format.h says. `map` is read only of a nested weight.
-__device__ __forceinline__ float block_absmax(const Nf4Source& weight, const float* map, std::int64_t block) {
+// absmax of a block, rounded as nf4_format.h says. `absmax_map` is read only of a nested weight.
+__device__ __forceinline__ float block_absmax(const Nf4Source& weight, const float* absmax_map,
+                                              std::int64_t block) {
   if (weight.absmax) return weight.absmax[block];
   const float centred =
-      __fmul_rn(map[weight.absmax_codes[block]], weight.nested_absmax[block / kNestedBlockSize]);
+      __fmul_rn(absmax_map[weight.absmax_codes[block]], weight.nested_absmax[block / kNestedBlockSize]);
   return __fadd_rn(centred, *weight.offset);
 }
 

@@ -18,17 +18,18 @@ struct Finish {
 
   // `sums` plus what else belongs to them, rounded and stored.
   __device__ __forceinline__ void store(const SmallGemm& gemm, int tile, float (&sums)[kCount]) const {
-    const int outer = tile * kTile + row;
-    if (outer >= gemm.outer) return;
-    const std::int64_t wide_outer = outer;
+    const int output = tile * kTile + row;
+    if (output >= gemm.num_outputs) return;
+    const std::int64_t wide_output = output;
 #pragma unroll 1
     for (int r = 0; r < gemm.rank; r += 4) {
       float4 right;
       if constexpr (kBackward) {
-        const float* const from = gemm.adapter + static_cast<std::int64_t>(r) * gemm.outer + outer;
-        right = make_float4(from[0], from[gemm.outer], from[2 * gemm.outer], from[3 * gemm.outer]);
+        const float* const from = gemm.adapter + static_cast<std::int64_t>(r) * gemm.num_outputs + output;
+        right = make_float4(from[0], from[gemm.num_outputs], from[2 * gemm.num_outputs],
+                            from[3 * gemm.num_outputs]);
       } else {
-        right = *reinterpret_cast<const float4*>(gemm.adapter + wide_outer * gemm.rank + r);
+        right = *reinterpret_cast<const float4*>(gemm.adapter + wide_output * gemm.rank + r);
       }
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
@@ -38,11 +39,11 @@ struct Finish {
         sums[i] += left.x * right.x + left.y * right.y + (left.z * right.z + left.w * right.w);
       }
     }
-    const float bias = gemm.bias ? to_float(gemm.bias[outer]) : 0.0f;
+    const float bias = gemm.bias ? to_float(gemm.bias[output]) : 0.0f;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       if (token + i * kStride < gemm.num_tokens)
-        gemm.out[(token + i * kStride) * static_cast<std::int64_t>(gemm.outer) + outer] =
+        gemm.out[(token + i * kStride) * static_cast<std::int64_t>(gemm.num_outputs) + output] =
             __float2bfloat16_rn(sums[i] + bias);
     }
   }

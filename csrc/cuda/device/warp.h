@@ -44,6 +44,11 @@ struct Sum {
   }
 };
 
+// Of two numbers; a NaN may be lost.
+struct Max {
+  __device__ __forceinline__ float operator()(float a, float b) const { return a > b ? a : b; }
+};
+
 // NaN if either is.
 struct MaxOrNan {
   __device__ __forceinline__ float operator()(float a, float b) const { return a != a || a > b ? a : b; }
