@@ -42,6 +42,17 @@ def test_no_source_includes_torch():
     assert found == {}
 
 
+def test_no_line_is_longer_than_110():
+    """clang-format sees to the code, and leaves comments as they are drawn."""
+    found = [
+        f"{source.relative_to(ROOT)}:{number}"
+        for source in SOURCES
+        for number, line in enumerate(source.read_text("utf-8").split("\n"), 1)
+        if len(line) > 110
+    ]
+    assert found == []
+
+
 def test_layers_do_not_include_each_other():
     allowed = {
         "include": {"pyft"},
