@@ -79,13 +79,20 @@ class _MeterTree(NodeTransformer):
         elif getattr(node, "dyn_args", None) is not None:
             node.dyn_args = _filter("list", node.dyn_args)
         match node:
-            case nodes.Compare() if not any(operand.op in ("in", "notin") for operand in node.ops):
+            case nodes.Compare() if not _takes_long(node):
                 return node
             case nodes.Add() | nodes.List() | nodes.Tuple(ctx="load") | nodes.Dict() | nodes.Compare():
                 return _filter("_made", node)
             case nodes.Getitem(arg=nodes.Slice()) | nodes.Test(name="in"):
                 return _filter("_made", node)
         return node
+
+
+def _takes_long(node: nodes.Compare) -> bool:
+    """Whether it searches, or compares values that may both be long."""
+    parts = (node.expr, *(operand.expr for operand in node.ops))
+    is_search = any(operand.op in ("in", "notin") for operand in node.ops)
+    return is_search or not any(isinstance(part, nodes.Const) for part in parts)
 
 
 def _count_sums(node: nodes.Node) -> int:
@@ -113,8 +120,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "%", "**"})
 
     def __init__(self, marks: tuple[str, str]) -> None:
+        as_transformers = {"trim_blocks": True, "lstrip_blocks": True}
         extensions = [_Generation, loopcontrols]
-        super().__init__(trim_blocks=True, lstrip_blocks=True, finalize=_write, extensions=extensions)
+        super().__init__(**as_transformers, finalize=_write, extensions=extensions, optimized=False)
         safe = (self.filters | {"tojson": _to_json}).items()
         self.filters = {name: _metered(name, f) for name, f in safe if name not in limits.UNSAFE_FILTERS}
         self.filters["_mark"] = lambda text: f"{marks[0]}{text}{marks[1]}"
@@ -198,11 +206,13 @@ def _format_now(format: str) -> str:
     return datetime.now().strftime(format)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, **layout: Any) -> str:
-    """Write JSON; `layout` is indent, separators and sort_keys, any of them."""
-    limits.check_width(layout.get("indent"))
-    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, **layout)
-    text = limits.collect(encoder.iterencode(value)) if layout else encoder.encode(value)
+def _to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    limits.check_width(indent)
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+    is_plain = indent is None and separators is None
+    text = encoder.encode(value) if is_plain else limits.collect(encoder.iterencode(value))
     # Placeholders (see rendering.py) stay what they are: they stand for something else.
     return _PRIVATE_ESCAPES.sub(lambda match: json.loads(f'"{match[0]}"'), text) if ensure_ascii else text
 

@@ -72,7 +72,7 @@ def test_workers_tell_each_row_why(stage, hostile, bpe):
             seen.add(fragment)
             line = json.dumps(row(f"attack {number}")).encode()
             pool.send(RawChunk("a.jsonl", [line], [1]), RowFormat("messages", True, {}, None))
-            (message,) = pool.receive().errors_shown
+            (message,) = pool.receive().counts.errors
             assert message.startswith("a.jsonl:1") and "mine.jinja" in message
             assert re.search(fragment.strip("^$"), message)
     finally:

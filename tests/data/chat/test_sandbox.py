@@ -109,13 +109,14 @@ def test_filters_and_methods_do_what_they_do_elsewhere():
         "{{ '{{{}}}'.format(1) }} {{ '50%% %s' % 'x' }} {{ ','.join(['a', 'b']) }} "
         "{{ 'aXbX'.replace('X', '', 1) }} "
         "{{ {'b': 1, 'a': 'é'} | tojson(sort_keys=true, indent=1) }} {{ 'é' | tojson(ensure_ascii=true) }} "
+        "{{ [1] | tojson(false, 1) }} {{ [1, 2] | tojson(separators=(';', ':')) }} "
         "{{ m.items() | list }} {{ m.get('no', 3) }} {{ m.keys() | first }} {{ 'a b'.split()[1] }} "
         "{{ m['role'][1:3] }}"
     )
     text = render(source, m={"role": "user"})[0]
     assert text == (
         "a+b a/b user,user a\n  b  a\n b 2.6 3 x=007 x:   y {1} 50% x a,b abX "
-        '{\n "a": "é",\n "b": 1\n} "\\u00e9" '
+        '{\n "a": "é",\n "b": 1\n} "\\u00e9" [\n 1\n] [1;2] '
         "[('role', 'user')] 3 role b se"
     )
 
