@@ -71,6 +71,17 @@ def test_a_wrong_result_gets_no_time(bench):
     assert "peer: WRONG RESULT, not timed (off by one)" in timing.format_line(case, found)
 
 
+def test_work_of_another_process_times_itself(bench):
+    _, _, clocks = bench
+
+    class Remote(clocks.Elsewhere):
+        def seconds(self, clock):
+            return {"perf_counter": 1.0, "process_time": 2.0}[clock]
+
+    assert clocks.CpuClock().seconds(Remote()) == 1.0
+    assert clocks.CpuClock(processor_time=True).seconds(Remote()) == 2.0
+
+
 def test_processor_time_leaves_out_what_waits(bench):
     _, _, clocks = bench
     waits = lambda: time.sleep(0.05)  # noqa: E731
