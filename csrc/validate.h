@@ -12,7 +12,7 @@ void check_nf4(const char* op, const Nf4Tensors& weight);
 void check_linear(const char* op, const TensorRef& operand, std::int64_t features, const TensorRef& out,
                   std::int64_t out_features);
 
-// `matrix` [num_rows, num_columns], contiguous; `whose` says where the sizes come from.
+// `matrix` [num_rows, num_columns], contiguous; `whose` says what sets the sizes.
 void check_matrix(const char* op, const TensorRef& matrix, DType dtype, std::int64_t num_rows,
                   std::int64_t num_columns, const char* whose);
 

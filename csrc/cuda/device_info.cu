@@ -30,7 +30,7 @@ CudaStatus cuda_status() {
   int num_devices = 0;
   const cudaError_t counted = cudaGetDeviceCount(&num_devices);
   if (counted != cudaSuccess) {
-    cudaGetLastError();  // clears it, so that nobody's next launch is blamed
+    cudaGetLastError();  // clears it: the next launch must not report it
     status.problem = cudaGetErrorString(counted);
     return status;
   }

@@ -49,7 +49,7 @@ class AsyncCopies {
       committed_.pop_front();
     }
   }
-  // All of them, which now come when whoever takes them performs them.
+  // All of them; they arrive when the taker performs them.
   AsyncGroup take() {
     commit();
     AsyncGroup all;

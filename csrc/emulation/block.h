@@ -7,11 +7,11 @@
 //         copy_async, ..        done when it is waited for; until then the destination holds poison
 //         wait_barrier, ..      mbarriers; copies that arrive at one are done when no thread can go on
 //
-// It refuses what hardware would answer with a hang or a wrong number: threads that wait for each other in
-// vain (said where each of them is), lanes that meet in different collectives, a barrier that some threads
-// have left, an mbarrier nobody has initialised, copies nobody waits for, writes behind the end of shared
-// memory, shared memory read before it is written (it holds poison). It does not show bank conflicts,
-// register limits or races that no order of threads reveals.
+// It refuses what would hang or give a wrong number on hardware: threads that wait for each other forever
+// (the error says where each of them is), lanes that meet in different collectives, a barrier that some
+// threads have left, an mbarrier that is not initialised, copies that are never waited for, writes past the
+// end of shared memory, shared memory read before it is written (it holds poison). It does not show bank
+// conflicts, register limits, or races that no order of threads reveals.
 #pragma once
 
 #include <cstddef>
@@ -53,7 +53,7 @@ int lane();
 
 void synchronize_block();
 
-// The operands of the lanes, null where the mask has none; whoever performs writes each lane's result there.
+// The operands of the lanes, null where the mask has none; the lane that performs writes each result there.
 using Operands = void* const*;
 using Perform = void (*)(Operands operands, std::uint32_t mask);
 

@@ -116,7 +116,7 @@ thread_local Fiber* previous = nullptr;
 
 }  // namespace
 
-// Frames that were never left are still poisoned: for the stack's next use, and for whoever gets its memory.
+// Frames that were never left are still poisoned, for the stack's next use and for its memory's next owner.
 void Fiber::forget_frames() {
 #if defined(__SANITIZE_ADDRESS__)
   __asan_unpoison_memory_region(stack_, kStackBytes);

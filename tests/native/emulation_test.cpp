@@ -1,5 +1,5 @@
-// What csrc/emulation promises: kernels that are right give the right result in every order of threads, and
-// each kind of mistake is caught. Prints the first broken promise and exits 1.
+// What csrc/emulation promises: correct kernels give the right result in every order of threads, and each kind
+// of mistake is caught. Prints the first broken promise and exits 1.
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -43,8 +43,7 @@ void require_error(const char* what, const std::string& part, unsigned num_threa
   require(error.find(part) != std::string::npos, std::string(what) + ": \"" + error + "\"");
 }
 
-// ---- what is right is right, in every order
-// ---------------------------------------------------------------------
+// ---- correct kernels, in every order ----------------------------------------------------------------------
 
 void check_orders() {
   int first_done[2] = {};
@@ -141,8 +140,7 @@ void check_short_copies() {
   for (int i = 0; i < 16; ++i) require(to[i] == (i < 5 ? i + 1 : 0), "a short copy ends with zeros");
 }
 
-// ---- mistakes
-// ---------------------------------------------------------------------------------------------------
+// ---- mistakes ---------------------------------------------------------------------------------------------
 
 void check_stuck_threads() {
   require_error("a barrier that some threads pass by", "is stuck", 64, 0, [] {

@@ -125,7 +125,7 @@ before = set(os.listdir("/proc/self/task"))
 codes, absmax = torch.empty(1 << 19, dtype=torch.uint8), torch.empty(1 << 14)
 C.nf4_quantize(weight=weight, codes=codes, absmax=absmax, num_threads=2, stream=0)
 (worker,) = set(os.listdir("/proc/self/task")) - before
-for _ in range(500):  # the worker may still be starting
+for _ in range(12_000):  # the worker may still be starting
     if len(os.sched_getaffinity(int(worker))) > 1:
         break
     time.sleep(0.01)

@@ -87,7 +87,7 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
 
 inline void check_launch(const Launch& shape, cudaError_t status) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // clears it, so that nobody's next launch is blamed
+  cudaGetLastError();  // clears it: the next launch must not report it
   fail(ErrorKind::kRuntime, shape.kernel, " <<<(", shape.grid.x, ", ", shape.grid.y, ", ", shape.grid.z,
        "), ", shape.block.x, ", ", shape.shared_bytes, ">>>: CUDA error ", static_cast<int>(status), ": ",
        cudaGetErrorString(status));
