@@ -34,5 +34,5 @@ class Orders:
             loaded = Counter(name for name in ("torch", "transformers") if name in sys.modules)
             return EncodedChunk(unused=loaded)
         elif verb == "limits":
-            return EncodedChunk(os.getpid(), error=str(resource.getrlimit(resource.RLIMIT_AS)[0]))
+            return EncodedChunk(error=str(resource.getrlimit(resource.RLIMIT_AS)[0]))
         return EncodedChunk(Counts(os.getpid()), error=f"{chunk} {format}")

@@ -1,6 +1,6 @@
 """Encode the files of a source, chunk after chunk in file order, here or in worker processes.
 
-    files -> RawChunk ..(at most two a worker under way).. -> EncodedChunk, in the order of the files
+    files -> RawChunk ..(at most two under way in each worker).. -> EncodedChunk, in the order of the files
 
 The same chunks are encoded by the same code whatever the number of workers, so it changes no result.
 """
@@ -23,8 +23,8 @@ from pyft.data.rows.formats import RowFormat, read_head, resolve_format
 from pyft.errors import DataError
 
 Poll = Callable[[], None]
-Task = tuple[int, RowFormat, RawChunk]
-"""What is to be encoded: the number of its file, how that is read, and the chunk."""
+FileChunk = tuple[int, RowFormat, RawChunk]
+"""A chunk with the number of its file, and how that is read."""
 
 _SMALL_BYTES = 20_000_000
 _MOST_WORKERS = 8
@@ -56,13 +56,13 @@ def encode_files(
     order is raised as DataError: in a file or, where bad records are errors, in a record.
     """
     if first_rows:
-        tasks = _read_first(files, source, encoder.skips_bad_records, first_rows)
+        chunks = _read_first(files, source, encoder.skips_bad_records, first_rows)
     else:
-        tasks = _read(files, source, encoder.skips_bad_records, seed, poll)
+        chunks = _read(files, source, encoder.skips_bad_records, seed, poll)
     if num_workers == 0:
-        run = ((file, format, encoder.encode(chunk, format)) for file, format, chunk in tasks)
+        run = ((file, format, encoder.encode(chunk, format)) for file, format, chunk in chunks)
     else:
-        run = _run_in_workers(tasks, encoder, num_workers, poll)
+        run = _run_in_workers(chunks, encoder, num_workers, poll)
     with contextlib.closing(run):
         for file, format, encoded in run:
             poll()
@@ -73,7 +73,7 @@ def encode_files(
 
 def _read(
     files: Sequence[DataFile], source: DataSource, skips: bool, seed: int, poll: Poll
-) -> Iterator[Task]:
+) -> Iterator[FileChunk]:
     chosen = None if source.max_samples is None else _sample(files, source.max_samples, seed, poll)
     position = 0
     for number, file in enumerate(files):
@@ -91,7 +91,7 @@ def _read(
 
 def _read_first(
     files: Sequence[DataFile], source: DataSource, skips: bool, first_rows: int
-) -> Iterator[Task]:
+) -> Iterator[FileChunk]:
     for number, file in enumerate(files):
         format, chunks = _begin(file, source, skips)
         for chunk in chunks:
@@ -109,13 +109,13 @@ def _begin(file: DataFile, source: DataSource, skips: bool) -> tuple[RowFormat, 
 
 def _sample(files: Sequence[DataFile], count: int, seed: int, poll: Poll) -> list[int]:
     """Choose records of all files by their positions, the first in order last."""
-    total = count_records(files, poll)
+    total = _count_records(files, poll)
     if count >= total:
         return list(range(total - 1, -1, -1))
     return sorted(random.Random(f"{seed}/max_samples").sample(range(total), count), reverse=True)
 
 
-def count_records(files: Sequence[DataFile], poll: Poll) -> int:
+def _count_records(files: Sequence[DataFile], poll: Poll) -> int:
     """Count the records of files, decoding no more than it takes."""
     total = 0
     for file in files:
@@ -126,7 +126,7 @@ def count_records(files: Sequence[DataFile], poll: Poll) -> int:
 
 
 def _run_in_workers(
-    tasks: Iterator[Task], encoder: ChunkEncoder, num_workers: int, poll: Poll
+    chunks: Iterator[FileChunk], encoder: ChunkEncoder, num_workers: int, poll: Poll
 ) -> Iterator[tuple[int, RowFormat, EncodedChunk]]:
     under_way: deque[tuple[int, RowFormat]] = deque()
     failure: DataError | None = None
@@ -134,14 +134,14 @@ def _run_in_workers(
         while True:
             while failure is None and pool.has_room:
                 try:
-                    task = next(tasks, None)
+                    read = next(chunks, None)
                 except DataError as error:
                     # What was read before it may hold an earlier mistake, which is the one to tell.
                     failure = error
                     break
-                if task is None:
+                if read is None:
                     break
-                file, format, chunk = task
+                file, format, chunk = read
                 pool.send(chunk, format)
                 under_way.append((file, format))
             if not under_way:

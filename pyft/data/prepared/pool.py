@@ -1,6 +1,6 @@
-"""Worker processes that encode chunks; the results come in the order of the tasks.
+"""Worker processes that encode chunks; the results come in the order of the chunks.
 
-    task k  ->  worker k mod n, which has at most two at a time  ->  result k
+    chunk k  ->  worker k mod n, which has at most two at a time  ->  result k
 
 Workers are started afresh (not forked: a fork of a process with threads may hang) and import no torch.
 Signals are held back in them: one sent to a whole terminal or job is for the run, which may have something
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pyft.data.reading.chunks import RawChunk
     from pyft.data.rows.formats import RowFormat
 
-TASKS_PER_WORKER = 2
+CHUNKS_PER_WORKER = 2
 _POLL_SECONDS = 0.2
 _LEAST_ADDRESS_SPACE_BYTES = 16 << 30
 HELD_BACK = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}
@@ -50,8 +50,10 @@ class WorkerPool:
         # It also runs when the interpreter ends, before multiprocessing waits for processes.
         self._end = util.Finalize(self, _kill, args=(processes, self._pipes), exitpriority=10)
         context = get_context("spawn")
-        # What starts with the first process otherwise, and lets signals through again when it has.
-        resource_tracker.ensure_running()
+        # It starts with the first process otherwise; then it lets signals through, and leaves the thread
+        # that started it open to them.
+        with _signals_held_back():
+            resource_tracker.ensure_running()
         try:
             for _ in range(num_workers):
                 ours, theirs = context.Pipe()
@@ -66,8 +68,8 @@ class WorkerPool:
 
     @property
     def has_room(self) -> bool:
-        """Whether another task may be sent."""
-        return self._num_sent - self._num_received < TASKS_PER_WORKER * len(self._pipes)
+        """Whether another chunk may be sent."""
+        return self._num_sent - self._num_received < CHUNKS_PER_WORKER * len(self._pipes)
 
     def send(self, chunk: RawChunk, format: RowFormat) -> None:
         """Hand out a chunk of a file of that format."""
@@ -76,7 +78,7 @@ class WorkerPool:
         self._num_sent += 1
 
     def receive(self) -> EncodedChunk:
-        """Wait for what the oldest task gave, or raise what its worker ran into and did not expect."""
+        """Wait for what the oldest chunk gave, or raise what its worker ran into and did not expect."""
         pipe = self._pipes[self._num_received % len(self._pipes)]
         while not pipe.poll(_POLL_SECONDS):
             self._poll()
@@ -115,7 +117,7 @@ def _kill(processes: list[BaseProcess], pipes: list[Connection]) -> None:
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """A process that is started inside never gets them: what a thread blocks, its children block."""
+    """Block signals: a process that is started inside blocks them too, from its first moment on."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
     try:
         yield
@@ -128,12 +130,12 @@ def _work(pipe: Connection, encoder: ChunkEncoder) -> None:
     # There is a worker for every core already.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _limit_address_space()
-    tasks: queue.SimpleQueue[tuple[RawChunk, RowFormat]] = queue.SimpleQueue()
-    threading.Thread(target=_take, args=(pipe, tasks), daemon=True).start()
+    chunks: queue.SimpleQueue[tuple[RawChunk, RowFormat]] = queue.SimpleQueue()
+    threading.Thread(target=_take, args=(pipe, chunks), daemon=True).start()
     while True:
         result: Any
         try:
-            result = encoder.encode(*tasks.get())
+            result = encoder.encode(*chunks.get())
         except Exception as error:
             error.add_note(f"in a process that prepares data:\n{traceback.format_exc()}")
             result = error
@@ -151,11 +153,11 @@ def _limit_address_space() -> None:
             resource.setrlimit(resource.RLIMIT_AS, (max(memory, _LEAST_ADDRESS_SPACE_BYTES), hard))
 
 
-def _take(pipe: Connection, tasks: queue.SimpleQueue[tuple[RawChunk, RowFormat]]) -> None:
-    """Take tasks from the pipe while another is worked on: the sender never waits for that one's result."""
+def _take(pipe: Connection, chunks: queue.SimpleQueue[tuple[RawChunk, RowFormat]]) -> None:
+    """Empty the pipe while a chunk is being encoded, so that the sender never waits for its result."""
     try:
         while True:
-            tasks.put(pipe.recv())
+            chunks.put(pipe.recv())
     except (EOFError, OSError):
         # The parent is gone.
         os._exit(1)

@@ -12,7 +12,7 @@ import pytest
 from waiting import SECONDS, process_state, wait_until
 from worker_orders import Orders
 
-from pyft.data.prepared.pool import TASKS_PER_WORKER, WorkerPool
+from pyft.data.prepared.pool import CHUNKS_PER_WORKER, WorkerPool
 from pyft.errors import DataError, Interrupted
 
 
@@ -37,8 +37,8 @@ def make_pool(workers):
     assert not workers()
 
 
-def test_results_come_in_the_order_of_the_tasks(make_pool, tmp_path):
-    """Tasks go to the workers in turn; of each two one waits for the other's end, by turns the first."""
+def test_results_come_in_the_order_of_the_chunks(make_pool, tmp_path):
+    """Chunks go to the workers in turn; of each two one waits for the other's end, by turns the first."""
     pool = make_pool(2)
     verbs = ("await 0", "make 0", "make 1", "await 1", "await 2", "make 2", "make 3", "await 3")
     orders = [verb.replace(" ", f" {tmp_path}/") for verb in verbs]
@@ -47,7 +47,7 @@ def test_results_come_in_the_order_of_the_tasks(make_pool, tmp_path):
         while pool.has_room and sent < len(orders):
             pool.send(orders[sent], str(sent))
             sent += 1
-        assert sent - len(received) <= 2 * TASKS_PER_WORKER
+        assert sent - len(received) <= 2 * CHUNKS_PER_WORKER
         result = pool.receive()
         received.append(result.error)
         pids.add(result.counts.rows_read)
@@ -55,10 +55,10 @@ def test_results_come_in_the_order_of_the_tasks(make_pool, tmp_path):
     assert len(pids) == 2 and os.getpid() not in pids
 
 
-def test_large_tasks_and_results_at_once_block_nobody(make_pool):
+def test_large_chunks_and_results_at_once_block_nobody(make_pool):
     pool = make_pool(1)
     large = "x" * 3_000_000
-    for _ in range(TASKS_PER_WORKER):
+    for _ in range(CHUNKS_PER_WORKER):
         pool.send(large, "a")
     for _ in range(4):
         assert pool.receive().error == f"{large} a"
@@ -146,6 +146,27 @@ def test_signals_do_not_reach_workers_from_their_first_moment_on(make_pool, work
     assert pool.receive().error == "fine a"
     # The caller's own are as they were.
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+HELD_BACK_BEFORE = """
+import signal
+from worker_orders import Orders
+from pyft.data.prepared.pool import HELD_BACK, WorkerPool
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+    WorkerPool(Orders(), 1, lambda: None).close()
+    print(signal.pthread_sigmask(signal.SIG_BLOCK, []) == HELD_BACK)
+"""
+
+
+def test_a_thread_that_blocks_signals_still_does(tmp_path):
+    """In a process whose first worker this is: multiprocessing starts a process of its own before it."""
+    script = tmp_path / "held_back.py"
+    script.write_text(HELD_BACK_BEFORE)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(script)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    assert (run.stdout, run.stderr) == ("True\n", "")
 
 
 ENDED = ("", "Z")
