@@ -6,9 +6,9 @@
     index.npz         per sample: length, trained, targets, row, digest, CRC-32 of its ids and labels, length
                       of its cut text; per row: digest, file, line or row there
 
-Samples are read with ordinary reads, not mapped: the memory of a process stays what it holds itself, however
-large the files are. A sample whose CRC does not fit is refused, so that changed ids are never trained on;
-each is checked when a process reads it for the first time.
+Samples are read with ordinary reads, not mapped, so that a process takes no more memory for larger files. A
+sample whose CRC does not match is refused, so that changed ids are never trained on; each is checked when a
+process reads it for the first time.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class SampleStore(Sequence[Sample]):
         for name, size in sizes.items():
             self._descriptors[name] = os.open(folder / name, os.O_RDONLY)
             if os.fstat(self._descriptors[name]).st_size != size:
-                raise ValueError(f"{folder / name} has not the size that the index says")
+                raise ValueError(f"{folder / name} is not of the size that the index says")
 
     def __len__(self) -> int:
         """Number of samples."""

@@ -6,6 +6,7 @@ import os
 import random
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import pytest
 from encoded import Encoded, as_lists
 
 from pyft.data.prepared.chunk import EncodedChunk
+from pyft.data.prepared.selection import Selection
 from pyft.data.prepared.store import (
     CUT_TEXT_NAME,
     IDS_NAME,
+    INDEX_NAME,
     LABELS_NAME,
     STORE_NAMES,
     SampleStore,
@@ -55,7 +58,7 @@ def write(folder, chunks: list[EncodedChunk]) -> None:
     writer.close()
 
 
-def read(store: SampleStore, indices: Iterable[int]) -> list[Encoded]:
+def read(store: SampleStore | Selection, indices: Iterable[int]) -> list[Encoded]:
     return [as_lists(store[index], store.source(index)) for index in indices]
 
 
@@ -127,6 +130,25 @@ def test_samples_are_read_when_they_are_asked_for(tmp_path, monkeypatch):
     assert sizes == [4 * store.lengths[17]] * 2
 
 
+def test_samples_beyond_two_gigabytes(tmp_path):
+    """A sample behind 2.4 billion tokens, which sparse files hold for nothing: no offset may be 32 bits."""
+    chunk, (*_, expected) = make_chunk(random.Random(0), 1)
+    folder, before = tmp_path / "store", np.array([1_200_000_000] * 2, np.int32)
+    write(folder, [chunk])
+    with np.load(folder / INDEX_NAME) as index:
+        columns = {name: np.concatenate((np.repeat(index[name][:1], 2, 0), index[name])) for name in index}
+    columns["length"][:2], columns["cut_length"][:2] = before, 0
+    np.savez(folder / INDEX_NAME, **columns)
+    for name in (IDS_NAME, LABELS_NAME):
+        content = (folder / name).read_bytes()
+        with open(folder / name, "wb") as file:
+            file.seek(4 * int(before.sum(dtype=np.int64)))
+            file.write(content)
+    store = SampleStore(folder, ["a"])
+    assert read(Selection([store, store]), [-1]) == [replace(expected, text=f"a:{expected.text}")]
+    assert read(store, [len(store) - 1]) == [replace(expected, text=f"a:{expected.text}")]
+
+
 def test_descriptors_are_closed(tmp_path):
     def num_open() -> int:
         return len(os.listdir("/dev/fd"))
@@ -183,5 +205,5 @@ def test_files_that_are_cut_while_they_are_read_are_told(made):
 def test_files_of_another_size_are_no_store(made):
     with open(made[0] / LABELS_NAME, "ab") as file:
         file.write(b"1234")
-    with pytest.raises(ValueError, match=r"labels\.int32 has not the size"):
+    with pytest.raises(ValueError, match=r"labels\.int32 is not of the size"):
         SampleStore(made[0], ["a", "b"])
