@@ -29,8 +29,8 @@ from pyft.assemble import (
 from pyft.config.load import Recipe
 from pyft.config.schema import Stage
 from pyft.config.yaml_text import dump_yaml
-from pyft.data.batches.prefetch import PrefetchedSource
-from pyft.data.batches.streaming import StreamSource
+from pyft.data.batches.prefetch import PrefetchedBatches
+from pyft.data.batches.streaming import StreamedBatches
 from pyft.data.chat.bind import get_template
 from pyft.data.chat.chat_template import ChatTemplate
 from pyft.data.prepare import PreparedData, prepare
@@ -114,9 +114,9 @@ class _StageRun:
         if isinstance(head := head_of(model), str):
             print(f"the loss goes through logits: {head}", flush=True)
         self._signals.check()
-        with PrefetchedSource(prepared.data.train, self._stage.train.gradient_accumulation_steps) as train:
+        with PrefetchedBatches(prepared.data.train, self._stage.train.gradient_accumulation_steps) as train:
             result = self._trainer(model, prepared, train).run()
-        if isinstance(prepared.data.train, StreamSource):
+        if isinstance(prepared.data.train, StreamedBatches):
             print(prepared.data.train.describe(), flush=True)
         skipped = f", {result.num_skipped_steps} skipped" if result.num_skipped_steps else ""
         print(
@@ -156,7 +156,7 @@ class _StageRun:
         )
         return _Prepared(template, data, plan)
 
-    def _trainer(self, model: nn.Module, prepared: _Prepared, train: PrefetchedSource) -> Trainer:
+    def _trainer(self, model: nn.Module, prepared: _Prepared, train: PrefetchedBatches) -> Trainer:
         stage, task, tokenizer, template = self._stage, self._task, self._tokenizer, prepared.template
         weights = TrainedWeights(model, getattr(torch, stage.model.dtype), self._base)
 

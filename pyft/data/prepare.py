@@ -1,6 +1,6 @@
 """From a stage of a recipe to batches: read, encode, split, pack, count.
 
-    files -> rows -> encoded samples in a store -> (validation split) -> (weights) -> packs -> BatchSource
+    files -> rows -> encoded samples in a store -> (validation split) -> (weights) -> packs -> OrderedBatches
 
 Rows are split before they are repeated or packed. Which rows become validation depends on what they say and
 the seed, not on their order, so shuffling a file moves no row from one side to the other. Samples stay on
@@ -19,10 +19,10 @@ import numpy as np
 
 from pyft.config.modes import MODES
 from pyft.config.schema import DataSource, Stage
-from pyft.data.batches.order import BatchSource
+from pyft.data.batches.order import OrderedBatches
 from pyft.data.batches.packing import pack
 from pyft.data.batches.split import rank_rows, split_rows
-from pyft.data.batches.streaming import StreamSettings, StreamSource
+from pyft.data.batches.streaming import StreamedBatches, StreamSettings
 from pyft.data.chat.chat_template import ChatTemplate
 from pyft.data.prepared.counts import Counts, SourceCounts
 from pyft.data.prepared.pipeline import Poll
@@ -46,8 +46,8 @@ class PreparedData:
     validation included; of a stream those of its beginning. `longest` is the tokens of the longest sample.
     """
 
-    train: BatchSource | StreamSource
-    validation: BatchSource | None
+    train: OrderedBatches | StreamedBatches
+    validation: OrderedBatches | None
     ledger: dict[str, Any]
     fingerprint: str
     preview: str
@@ -196,7 +196,7 @@ def _digests_of(validation: Selection, stores: Sequence[SampleStore]) -> frozens
     return frozenset(digest.tobytes() for digest in digests[np.unique(validation.rows)])
 
 
-def _stream(stage: Stage, reader: SourceReader, held_out: frozenset[bytes], poll: Poll) -> StreamSource:
+def _stream(stage: Stage, reader: SourceReader, held_out: frozenset[bytes], poll: Poll) -> StreamedBatches:
     data, train = stage.data, stage.train
     settings = StreamSettings(
         num_batches=(train.max_steps or 1) * train.gradient_accumulation_steps,
@@ -205,7 +205,7 @@ def _stream(stage: Stage, reader: SourceReader, held_out: frozenset[bytes], poll
         seed=train.seed,
         num_workers=data.num_workers or 0,
     )
-    return StreamSource(data.train, reader.encoder, settings, held_out, poll)
+    return StreamedBatches(data.train, reader.encoder, settings, held_out, poll)
 
 
 def _pack(samples: Selection, max_length: int | None, seed: int) -> list[list[int]] | None:
@@ -214,9 +214,9 @@ def _pack(samples: Selection, max_length: int | None, seed: int) -> list[list[in
 
 def _batches(
     samples: Selection, packs: list[list[int]] | None, batch_size: int, seed: int, *, shuffle: bool
-) -> BatchSource:
+) -> OrderedBatches:
     lengths = samples.lengths.tolist() if packs is None else None
-    return BatchSource(samples, batch_size, seed, shuffle, packs=packs, lengths=lengths)
+    return OrderedBatches(samples, batch_size, seed, shuffle, packs=packs, lengths=lengths)
 
 
 def _fingerprint(stage: Stage, tokenizer: Any, template: ChatTemplate | None, reader: SourceReader) -> str:

@@ -1,9 +1,9 @@
 """The order of batches, a pure function of epoch and index.
 
 packed     packs in a seeded order of each epoch, batch_size of them in a batch
-unpacked   samples in a seeded order, but those of a batch are about equally long: stretches of 50 batches
-           are sorted by length, then the batches are shuffled; the batch with the longest sample of all
-           comes first, so that what does not fit into memory is known at the first step
+unpacked   samples in a seeded order, but of similar length within a batch: stretches of 50 batches are
+           sorted by length, then the batches are shuffled; the batch with the longest sample of all comes
+           first, so that a run that does not fit into memory fails at its first step
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyft.data.encode.sample import Sample
 _BATCHES_SORTED_TOGETHER = 50
 
 
-class BatchSource:
+class OrderedBatches:
     """Batches by (epoch, index), a pure function: resuming needs no more state than these two numbers."""
 
     def __init__(
@@ -33,11 +33,11 @@ class BatchSource:
         """Plan the batches; no sample is read yet.
 
         A batch has `batch_size` samples or, with `packs` (the indices of the samples in each), packs; the
-        last of an epoch may have fewer. `lengths` are their tokens, to put those of like lengths together.
+        last of an epoch may have fewer. `lengths` are the samples' tokens, to batch those of similar length.
         """
         self._num_groups = len(samples) if packs is None else len(packs)
         if not self._num_groups or batch_size < 1:
-            raise ValueError("BatchSource: samples must be given, and batch_size be at least 1")
+            raise ValueError("OrderedBatches: samples must be given, and batch_size be at least 1")
         self.samples, self._packs = samples, packs
         self._batch_size = batch_size
         self._seed = seed
@@ -49,7 +49,7 @@ class BatchSource:
     def batch(self, epoch: int, index: int) -> Batch:
         """Return batch `index`, from 0 to num_batches - 1, of epoch `epoch`, from 0."""
         if not 0 <= index < self.num_batches:
-            raise IndexError(f"BatchSource: batch {index} of {self.num_batches}")
+            raise IndexError(f"OrderedBatches: batch {index} of {self.num_batches}")
         order = self._order_of(epoch)
         chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
         if self._packs is not None:
@@ -75,7 +75,7 @@ class BatchSource:
         for first in range(0, len(order), stretch):
             alike = sorted(order[first : first + stretch], key=lambda index: -lengths[index])
             batches += [alike[at : at + size] for at in range(0, len(alike), size)]
-        # The one batch that may be smaller stays the last, as batch() cuts the order into equal pieces.
+        # A smaller batch has to stay last, as batch() cuts the order into equal pieces.
         last = batches.pop() if len(batches[-1]) < size else []
         if self._shuffle:
             rng.shuffle(batches)

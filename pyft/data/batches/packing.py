@@ -2,11 +2,11 @@
 
     longest first; each goes into the fullest pack that still has room, or opens a new one
 
-Samples keep apart inside a pack (collate.py gives their boundaries), so packing changes no loss. Which pack
-a sample lands in depends on lengths and seed alone. Left out: cutting samples to fill packs.
+Samples stay separate inside a pack (collate.py gives their boundaries), so packing changes no loss. Which
+pack a sample lands in depends on lengths and seed alone. Left out: cutting samples to fill packs.
 
-Packs are found by the room they have left, of which there are at most max_length kinds, not by going through
-the packs: millions of samples take seconds.
+Packs are looked up by the room they have left, which has at most max_length values, and never gone through
+one by one: millions of samples take seconds.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def pack(lengths: Sequence[int], max_length: int, seed: int) -> list[list[int]]:
     rng.shuffle(order)
     order.sort(key=lambda index: -lengths[index])
     packs: list[list[int]] = []
-    # Room left -> the packs that have it, the first opened on top; and the rooms there are, ascending: the
-    # first that is large enough is that of the fullest packs.
+    # Room left -> the packs that have it, the first opened on top. `rooms` are its keys, ascending: the first
+    # that is large enough is that of the fullest packs.
     by_room: dict[int, list[int]] = {}
     rooms: list[int] = []
     for index in order:

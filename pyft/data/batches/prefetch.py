@@ -3,9 +3,9 @@
     thread    makes batch 3, batch 4, ..    at most `ahead` that nobody has taken
     run       takes batch 3, batch 4, ..    mostly without waiting
 
-Batches are a pure function of epoch and index, so it changes none which thread makes them, or how early. If
-another than the next is asked for, the thread starts over there. What it runs into is raised where the batch
-that it was making is asked for, not before.
+Batches are a pure function of epoch and index, so neither the thread that makes one nor the time changes it.
+When another batch than the next is asked for, the thread starts over from that one. An error is raised where
+the batch that could not be made is asked for, not before.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from pyft.data.prepared.pool import HELD_BACK
 
 if TYPE_CHECKING:
     from pyft.data.batches.collate import Batch
-    from pyft.data.batches.order import BatchSource
-    from pyft.data.batches.streaming import StreamSource
+    from pyft.data.batches.order import OrderedBatches
+    from pyft.data.batches.streaming import StreamedBatches
 
 _LEAVE_SECONDS = 5.0
 
 
-class PrefetchedSource:
-    """A source whose next batches are made ahead, by a thread that ends with this context.
+class PrefetchedBatches:
+    """Batches that are made ahead, by a thread that ends with this context.
 
-    Nobody else may ask the source for batches meanwhile. `ahead` is at best what one step takes.
+    Nobody else may ask `batches` for any meanwhile. `ahead` is best the number that one step takes.
     """
 
-    def __init__(self, source: BatchSource | StreamSource, ahead: int) -> None:
-        self._source, self._ahead = source, ahead
-        self.num_batches = source.num_batches
+    def __init__(self, batches: OrderedBatches | StreamedBatches, ahead: int) -> None:
+        self._batches, self._ahead = batches, ahead
+        self.num_batches = batches.num_batches
         self._next: tuple[int, int] | None = None
         self._thread: _BatchThread | None = None
 
@@ -42,7 +42,7 @@ class PrefetchedSource:
         """Return batch `index`, from 0 to num_batches - 1, of epoch `epoch`, from 0."""
         if self._thread is None or self._next != (epoch, index):
             self._end_thread()
-            self._thread = _BatchThread(self._source, epoch, index, self._ahead)
+            self._thread = _BatchThread(self._batches, epoch, index, self._ahead)
             self._thread.start()
         made = self._thread.take()
         if isinstance(made, BaseException):
@@ -51,14 +51,14 @@ class PrefetchedSource:
         self._next = _following(epoch, index, self.num_batches)
         return made
 
-    def __enter__(self) -> PrefetchedSource:
+    def __enter__(self) -> PrefetchedBatches:
         """Return itself; the thread starts with the first batch that is asked for."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the thread; one that hangs in a read is left to end with the process."""
+        """End the thread; one that is stuck in a read is left to end with the process."""
         self._end_thread(_LEAVE_SECONDS)
 
     def _end_thread(self, timeout_seconds: float | None = None) -> None:
@@ -68,28 +68,28 @@ class PrefetchedSource:
 
 
 class _BatchThread(threading.Thread):
-    """Makes batches from one on, until it is ended or one of them fails."""
+    """Makes batches from one on, until told to end, or until one of them fails."""
 
-    def __init__(self, source: BatchSource | StreamSource, epoch: int, index: int, ahead: int) -> None:
+    def __init__(self, batches: OrderedBatches | StreamedBatches, epoch: int, index: int, ahead: int) -> None:
         super().__init__(name="pyft batches", daemon=True)
-        self._source, self._first = source, (epoch, index)
+        self._batches, self._first = batches, (epoch, index)
         self._made: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
         self._room = threading.Semaphore(ahead)
         self._is_ending = False
 
     def run(self) -> None:
-        # Signals are the main thread's, which may be waiting for a batch: this one would not wake it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         place = self._first
         try:
+            # Signals are the main thread's, which may be waiting for a batch: this one would not wake it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
             while self._room.acquire() and not self._is_ending:
-                self._made.put(self._source.batch(*place))
-                place = _following(*place, self._source.num_batches)
+                self._made.put(self._batches.batch(*place))
+                place = _following(*place, self._batches.num_batches)
         except BaseException as error:
             self._made.put(error)
 
     def take(self) -> Batch | BaseException:
-        """Wait for the next batch, or what stands in its place."""
+        """Wait for the next batch, or the error that came instead."""
         made = self._made.get()
         self._room.release()
         return made

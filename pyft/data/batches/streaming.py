@@ -1,11 +1,11 @@
 """Batches from rows that are read while training: the files may have any size.
 
     sources, one row at a time, each as often as its weight says -> a block of 2000 rows
-    block   -> packs (or batches of like lengths), in a seeded order -> batches -> the next block
+    block   -> packs (or batches of similar lengths), in a seeded order -> batches -> the next block
 
 A source that ends begins again. One epoch is the whole run, of max_steps * gradient_accumulation_steps
 batches, made in order: going back, or resuming, reads from the start again and passes over what was trained
-on. Rows that were set aside for validation are not trained on, in no pass.
+on. Rows that were set aside for validation are left out in every pass.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from pyft.config.schema import DataSource
 from pyft.data.batches.collate import Batch
-from pyft.data.batches.order import BatchSource
+from pyft.data.batches.order import OrderedBatches
 from pyft.data.batches.packing import pack
 from pyft.data.encode.sample import Sample
 from pyft.data.prepared.chunk import ChunkEncoder, EncodedChunk
@@ -43,7 +43,7 @@ class StreamSettings:
     num_workers: int
 
 
-class StreamSource:
+class StreamedBatches:
     """Batches by (0, index), asked for in order."""
 
     def __init__(
@@ -66,7 +66,7 @@ class StreamSource:
     def batch(self, epoch: int, index: int) -> Batch:
         """Return batch `index`, from 0 to num_batches - 1, of epoch 0, the only one."""
         if epoch != 0 or not 0 <= index < self.num_batches:
-            raise IndexError(f"StreamSource: batch {index} of {self.num_batches}, epoch {epoch}")
+            raise IndexError(f"StreamedBatches: batch {index} of {self.num_batches}, epoch {epoch}")
         if index < self._next - 1:
             self._restart()
         while self._next <= index:
@@ -74,7 +74,7 @@ class StreamSource:
             self._last = next(self._batches)
             self._next += 1
         if self._next == self.num_batches:
-            # What still reads ahead, worker processes among it, ends here.
+            # Ends what still reads ahead, worker processes too.
             self._batches.close()
         assert self._last is not None
         return self._last
@@ -109,7 +109,7 @@ class StreamSource:
             seed = random.Random(f"{settings.seed}/{number}").getrandbits(32)
             packs = None if settings.max_length is None else pack(lengths, settings.max_length, seed)
             by_length = lengths if packs is None else None
-            batches = BatchSource(samples, settings.batch_size, seed, True, packs=packs, lengths=by_length)
+            batches = OrderedBatches(samples, settings.batch_size, seed, True, packs=packs, lengths=by_length)
             self._counts["batched"] += num_rows
             self._counts["tokens"] += sum(lengths)
             for index in range(batches.num_batches):
@@ -150,7 +150,7 @@ class StreamSource:
             ):
                 self._counts["read"] += chunk.counts.rows_read
                 self._dropped.update(chunk.counts.dropped)
-                for digest, row in rows_of_chunk(chunk):
+                for digest, row in _rows_of_chunk(chunk):
                     if digest in self._held_out:
                         self._counts["held_out"] += 1
                         continue
@@ -164,8 +164,8 @@ class StreamSource:
             self._counts["again"] += 1
 
 
-def rows_of_chunk(chunk: EncodedChunk) -> Iterator[tuple[bytes, list[Sample]]]:
-    """Take the samples of a chunk apart, row by row: the digest of each, and its samples."""
+def _rows_of_chunk(chunk: EncodedChunk) -> Iterator[tuple[bytes, list[Sample]]]:
+    """Yield each row of a chunk: its digest and its samples."""
     bounds = np.cumsum(chunk.lengths, dtype=np.int64)[:-1]
     samples = map(Sample, np.split(chunk.ids, bounds), np.split(chunk.labels, bounds))
     num_samples = np.bincount(chunk.rows, minlength=len(chunk.row_digests))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pyft.data.batches.collate import collate
-from pyft.data.batches.order import BatchSource
+from pyft.data.batches.order import OrderedBatches
 from pyft.data.encode.sample import Sample
 
 
@@ -70,28 +70,28 @@ def test_nothing_to_collate_is_refused(samples):
         collate(samples)
 
 
-def contents(source: BatchSource, epoch: int) -> list[list[int]]:
+def contents(source: OrderedBatches, epoch: int) -> list[list[int]]:
     return [source.batch(epoch, index).input_ids[0].tolist() for index in range(source.num_batches)]
 
 
 def test_batches_are_a_pure_function_of_epoch_and_index():
     samples = [make_sample(number, 0) for number in range(1, 11)]
-    source = BatchSource(samples, batch_size=3, seed=7, shuffle=True)
+    source = OrderedBatches(samples, batch_size=3, seed=7, shuffle=True)
     assert source.num_batches == 4
     first, second = contents(source, 0), contents(source, 1)
-    again = BatchSource(samples, batch_size=3, seed=7, shuffle=True)
+    again = OrderedBatches(samples, batch_size=3, seed=7, shuffle=True)
     # Asked for in another order, from another object.
     assert again.batch(1, 2).input_ids[0].tolist() == second[2]
     assert contents(again, 0) == first
     assert first != second
     for epoch in (first, second):
         assert sorted(token for batch in epoch for token in batch if token) == list(range(1, 11))
-    assert contents(BatchSource(samples, batch_size=3, seed=8, shuffle=True), 0) != first
+    assert contents(OrderedBatches(samples, batch_size=3, seed=8, shuffle=True), 0) != first
 
 
 def test_without_shuffle_packs_keep_their_order_and_stay_whole():
     samples = [make_sample(5, 6), make_sample(3, 4), make_sample(1, 2)]
-    source = BatchSource(samples, batch_size=1, seed=0, shuffle=False, packs=[[2, 1], [0]])
+    source = OrderedBatches(samples, batch_size=1, seed=0, shuffle=False, packs=[[2, 1], [0]])
     assert contents(source, 0) == contents(source, 9) == [[1, 2, 3, 4], [5, 6]]
     with pytest.raises(IndexError, match="batch 2 of 2"):
         source.batch(0, 2)

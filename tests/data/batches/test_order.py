@@ -8,24 +8,24 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pyft.data.batches.order import BatchSource
+from pyft.data.batches.order import OrderedBatches
 from pyft.data.encode.sample import Sample
 
 
-def make_source(lengths: list[int], size: int, *, seed: int = 1, shuffle: bool = True) -> BatchSource:
+def make_source(lengths: list[int], size: int, *, seed: int = 1, shuffle: bool = True) -> OrderedBatches:
     samples = [
         Sample(np.full(length, number, np.int32), np.full(length, -100, np.int32))
         for number, length in enumerate(lengths)
     ]
-    return BatchSource(samples, size, seed, shuffle, lengths=lengths)
+    return OrderedBatches(samples, size, seed, shuffle, lengths=lengths)
 
 
-def lengths_of(source: BatchSource, epoch: int = 0) -> list[list[int]]:
+def lengths_of(source: OrderedBatches, epoch: int = 0) -> list[list[int]]:
     batches = [source.batch(epoch, index).cu_seqlens for index in range(source.num_batches)]
     return [batch.diff().tolist() for batch in batches]
 
 
-def members_of(source: BatchSource, epoch: int = 0) -> list[list[int]]:
+def members_of(source: OrderedBatches, epoch: int = 0) -> list[list[int]]:
     batches = [source.batch(epoch, index) for index in range(source.num_batches)]
     return [batch.input_ids[0][batch.cu_seqlens[:-1].long()].tolist() for batch in batches]
 

@@ -14,18 +14,18 @@ import torch
 from waiting import wait_until
 
 from pyft.data.batches import prefetch
-from pyft.data.batches.order import BatchSource
-from pyft.data.batches.prefetch import PrefetchedSource
+from pyft.data.batches.order import OrderedBatches
+from pyft.data.batches.prefetch import PrefetchedBatches
 from pyft.data.encode.sample import Sample
 
 
-def make_source(num_samples: int = 20, size: int = 3) -> BatchSource:
+def make_source(num_samples: int = 20, size: int = 3) -> OrderedBatches:
     rng = random.Random(0)
     samples = []
     for number in range(num_samples):
         ids = np.full(rng.randint(1, 9), number, np.int32)
         samples.append(Sample(ids, ids))
-    return BatchSource(samples, size, seed=1, shuffle=True)
+    return OrderedBatches(samples, size, seed=1, shuffle=True)
 
 
 class RecordingSource:
@@ -64,7 +64,7 @@ def test_the_same_batches_whatever_is_asked_for(ahead):
     source = make_source()
     places = [(epoch, index) for epoch in range(3) for index in range(source.num_batches)]
     places += [(1, 4), (1, 5), (0, 0), (2, 6), (3, 0), (3, 0), (3, 2)]
-    with PrefetchedSource(make_source(), ahead) as prefetched:
+    with PrefetchedBatches(make_source(), ahead) as prefetched:
         assert prefetched.num_batches == source.num_batches == 7
         for place in places:
             expected, made = source.batch(*place), prefetched.batch(*place)
@@ -74,7 +74,7 @@ def test_the_same_batches_whatever_is_asked_for(ahead):
 
 def test_the_next_batch_is_made_while_nobody_waits_for_it():
     source = RecordingSource()
-    with PrefetchedSource(source, 2) as prefetched:
+    with PrefetchedBatches(source, 2) as prefetched:
         assert prefetched.batch(0, 4) == (0, 4)
         wait_until(lambda: len(source.asked) == 3, "two batches ahead")
         assert [prefetched.batch(0, 5), prefetched.batch(1, 0)] == [(0, 5), (1, 0)]
@@ -84,7 +84,7 @@ def test_the_next_batch_is_made_while_nobody_waits_for_it():
 
 def test_a_jump_never_has_two_threads_at_the_source():
     source = RecordingSource(waits_at=1)
-    with PrefetchedSource(source, 2) as prefetched:
+    with PrefetchedBatches(source, 2) as prefetched:
         prefetched.batch(0, 0)
         wait_until(lambda: (0, 1) in source.asked, "the batch that waits")
         first = prefetched._thread
@@ -102,7 +102,7 @@ def test_a_jump_never_has_two_threads_at_the_source():
 
 def test_a_failure_is_raised_where_its_batch_is_asked_for():
     source = RecordingSource(failure=(2, OSError("torn")))
-    with PrefetchedSource(source, 4) as prefetched:
+    with PrefetchedBatches(source, 4) as prefetched:
         assert prefetched.batch(0, 0) == (0, 0)
         wait_until(lambda: not threads_left(), "the failure")
         assert prefetched.batch(0, 1) == (0, 1)
@@ -115,7 +115,7 @@ def test_a_failure_is_raised_where_its_batch_is_asked_for():
 @pytest.mark.parametrize("error", [KeyboardInterrupt, None])
 def test_it_ends_with_its_context(error):
     source = RecordingSource()
-    prefetched = PrefetchedSource(source, 3)
+    prefetched = PrefetchedBatches(source, 3)
     try:
         with prefetched:
             prefetched.batch(0, 0)
@@ -129,7 +129,7 @@ def test_it_ends_with_its_context(error):
 def test_leaving_does_not_wait_for_a_read_that_hangs(monkeypatch):
     monkeypatch.setattr(prefetch, "_LEAVE_SECONDS", 0.01)
     source = RecordingSource(waits_at=1)
-    with PrefetchedSource(source, 1) as prefetched:
+    with PrefetchedBatches(source, 1) as prefetched:
         prefetched.batch(0, 0)
         wait_until(lambda: (0, 1) in source.asked, "the batch that waits")
     assert len(threads_left()) == 1
@@ -139,12 +139,12 @@ def test_leaving_does_not_wait_for_a_read_that_hangs(monkeypatch):
 
 HANGING = """
 import sys, threading
-from pyft.data.batches.prefetch import PrefetchedSource
+from pyft.data.batches.prefetch import PrefetchedBatches
 class Hanging:
     num_batches = 2
     def batch(self, epoch, index):
         return threading.Event().wait() if index else "first"
-print(PrefetchedSource(Hanging(), 1).batch(0, 0), flush=True)
+print(PrefetchedBatches(Hanging(), 1).batch(0, 0), flush=True)
 """
 
 
@@ -163,7 +163,7 @@ def test_random_numbers_are_left_alone():
     torch.manual_seed(5)
     np.random.seed(5)
     before = draw()
-    with PrefetchedSource(make_source(), 3) as prefetched:
+    with PrefetchedBatches(make_source(), 3) as prefetched:
         for index in (0, 1, 2, 3, 4, 5, 6, 2):
             prefetched.batch(0, index)
     assert draw() == before

@@ -13,7 +13,7 @@ import pytest
 
 from pyft.data import prepare as prepare_module
 from pyft.data.batches import streaming
-from pyft.data.batches.prefetch import PrefetchedSource
+from pyft.data.batches.prefetch import PrefetchedBatches
 from pyft.data.chat.bind import get_template
 from pyft.data.prepare import prepare
 from pyft.data.prepared import source as sources
@@ -215,7 +215,7 @@ def test_made_ahead_in_a_thread_they_are_the_same(write_rows, run):
     expected = batches_of(run(path)[0].train)
     for num_workers in (0, 2):
         before = set(multiprocessing.active_children())
-        with PrefetchedSource(run(path, num_workers=num_workers)[0].train, 2) as source:
+        with PrefetchedBatches(run(path, num_workers=num_workers)[0].train, 2) as source:
             assert batches_of(source) == expected
             # Resuming, and going back.
             for index in (17, 18, 3, 39):
@@ -232,5 +232,5 @@ def test_a_signal_ends_the_passing_over_in_a_thread(write_rows, run):
 
     resumed = run(write_rows(make_rows(20)), poll=poll)[0].train
     is_asked = True
-    with PrefetchedSource(resumed, 2) as source, pytest.raises(Interrupted):
+    with PrefetchedBatches(resumed, 2) as source, pytest.raises(Interrupted):
         source.batch(0, 39)

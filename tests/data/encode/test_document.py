@@ -27,7 +27,7 @@ def encode_documents(tokenizer, rows, max_length=None, overlong="split") -> list
 
 def test_documents_end_with_eos_and_lose_no_token_in_windows(tokenizer):
     texts = ["short", "the river runs deep 珠穆朗玛峰 😀 " * 20, "a </s> and <|endoftext|> b", "x" * 33]
-    rows = [Row(None, text) for number, text in enumerate(texts, start=1)]
+    rows = [Row(None, text) for text in texts]
     whole = encode_documents(tokenizer, rows)
     for length in (2, 3, 7, 16):
         for row, one in zip(encode_documents(tokenizer, rows, length), whole, strict=True):

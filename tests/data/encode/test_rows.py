@@ -434,7 +434,7 @@ def test_ready_made_ids(bpe):
         "negative": ([-1, 5], [-1, 5]),
         "other labels": ([5, 6], [5, 7]),
     }
-    results = encode(encoder, [Row(None, None, tokens=pair) for n, pair in enumerate(rows.values())])
+    results = encode(encoder, [Row(None, None, tokens=pair) for pair in rows.values()])
     found = dict(zip(rows, results, strict=True))
     (sample,) = found["taken as they are"].samples
     assert (sample.input_ids, sample.labels, sample.text) == (*good, "")
