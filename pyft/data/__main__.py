@@ -83,8 +83,8 @@ def _show_templates(options: argparse.Namespace) -> None:
             f"{_TEMPLATES} takes one name at most, and no options (command line): "
             f"write python -m pyft.data {_TEMPLATES} [NAME]"
         )
-    from pyft.data.show.colours import wants_colour
     from pyft.data.show.templates import list_templates, show_template
+    from pyft.data.show.terminal import wants_colour
 
     print(show_template(names[0], wants_colour()) if names else list_templates())
 
@@ -139,8 +139,8 @@ def _print_json(prepared: PreparedData, tokenizer: Any, num_samples: int | None)
 
 def _print_samples(prepared: PreparedData, tokenizer: Any, num_samples: int) -> None:
     """Show the first samples, and the first one that something was cut from."""
-    from pyft.data.show.colours import wants_colour
     from pyft.data.show.samples import format_sample
+    from pyft.data.show.terminal import wants_colour
 
     samples = prepared.samples_in_order
     shown = list(range(min(num_samples, len(samples))))
@@ -156,8 +156,8 @@ def _print_samples(prepared: PreparedData, tokenizer: Any, num_samples: int) -> 
 
 def _print_batches(prepared: PreparedData, tokenizer: Any, num_batches: int, stage: Stage) -> None:
     """Show the batches of the first epoch as the trainer gets them."""
-    from pyft.data.show.colours import wants_colour
     from pyft.data.show.samples import format_pack, samples_of_batch
+    from pyft.data.show.terminal import wants_colour
 
     data, per_batch = stage.data, stage.train.per_device_train_batch_size
     room = data.max_length * per_batch if data.packing and data.max_length else None

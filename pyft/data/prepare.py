@@ -29,10 +29,10 @@ from pyft.data.prepared.pipeline import Poll
 from pyft.data.prepared.selection import Selection
 from pyft.data.prepared.source import STREAM_ROWS, SourceReader, describe_tokenizer, encode_options
 from pyft.data.prepared.store import SampleStore
-from pyft.data.show.colours import wants_colour
 from pyft.data.show.ledger import make_ledger
 from pyft.data.show.remarks import describe_ledger, describe_no_stop, describe_nothing_left
 from pyft.data.show.samples import format_sample
+from pyft.data.show.terminal import wants_colour
 from pyft.errors import ConfigError, DataError
 
 

@@ -9,9 +9,10 @@ from dataclasses import replace
 from itertools import takewhile
 
 from pyft.data.chat.masks import trim_span
-from pyft.data.chat.rendering import Rendered, Span, Tools, placeholders
+from pyft.data.chat.rendering import Rendered, Tools, placeholders
 from pyft.data.chat.sandbox import TemplateFailure
 from pyft.data.rows.row import Message
+from pyft.data.tokenizers.text import Span
 
 _TALK = [
     Message(role, content)

@@ -29,7 +29,6 @@ from pyft.data.chat.rendering import (
     MAX_PLACEHOLDERS,
     Frame,
     Rendered,
-    Span,
     Tools,
     as_dict,
     hold_back,
@@ -38,7 +37,7 @@ from pyft.data.chat.rendering import (
 )
 from pyft.data.chat.sandbox import TemplateFailure, check_syntax, render_template
 from pyft.data.rows.row import Message
-from pyft.data.tokenizers.text import encode_all, special_spellings
+from pyft.data.tokenizers.text import Span, encode_all, special_spellings
 from pyft.errors import ConfigError
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")

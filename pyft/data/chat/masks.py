@@ -17,9 +17,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from pyft.data.chat.rendering import Span, unused_characters
+from pyft.data.chat.rendering import unused_characters
 from pyft.data.chat.sandbox import TemplateFailure
 from pyft.data.rows.row import Message
+from pyft.data.tokenizers.text import Span
 
 Render = Callable[[Sequence[Message]], str]
 """Messages -> the text of a conversation, or of a prompt."""

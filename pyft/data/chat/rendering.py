@@ -22,9 +22,8 @@ from itertools import accumulate
 from typing import Any
 
 from pyft.data.rows.row import Message
-from pyft.data.tokenizers.text import SpelledText
+from pyft.data.tokenizers.text import Span, SpelledText
 
-Span = tuple[int, int]
 Tools = Sequence[dict[str, Any]]
 
 # Real text has next to none of these characters; those that it has are not used.

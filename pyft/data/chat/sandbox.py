@@ -34,6 +34,7 @@ from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
 from pyft.data.chat import sandbox_limits as limits
+from pyft.data.tokenizers.text import Span
 
 _MARKS = ("\ufdd0", "\ufdd1")
 """Characters that Unicode keeps out of texts: before and after a generation, but for a conversation that has
@@ -48,8 +49,6 @@ _JINJAS_OWN = ("_loop_vars", "_block_vars")
 """Arguments that Jinja adds to a call, and takes out again."""
 _METER: ContextVar[limits.Meter] = ContextVar("meter")
 """The meter of the rendering under way; without one, while a template is compiled, nothing metered runs."""
-
-Span = tuple[int, int]
 
 
 class TemplateFailure(Exception):

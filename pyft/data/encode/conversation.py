@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from pyft.data.chat.chat_template import ChatTemplate
-from pyft.data.chat.rendering import Span, Tools
+from pyft.data.chat.rendering import Tools
 from pyft.data.chat.sandbox import TemplateFailure
 from pyft.data.encode.length import WholeRow, fit
 from pyft.data.encode.prompt_check import PromptCheck
 from pyft.data.encode.sample import IGNORED, EncodedRow, EncodeOptions, Sample
 from pyft.data.rows.row import Message, Row
-from pyft.data.tokenizers.text import Encoded, SpelledText, encode_all
+from pyft.data.tokenizers.text import Encoded, Span, SpelledText, encode_all
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ steer a terminal.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyft.data.encode.sample import IGNORED, Sample
-from pyft.data.show.colours import DIM, GREEN, RED, paint
+from pyft.data.show.terminal import DIM, GREEN, RED, escape, paint
 
 if TYPE_CHECKING:
     from pyft.data.batches.collate import Batch
@@ -36,7 +35,7 @@ def format_sample(sample: Sample, source: str, tokenizer: Any, *, colour: bool, 
     if num_characters > _LONGEST_CHARACTERS:
         lines.append(f"(the first {_LONGEST_CHARACTERS} of {num_characters} characters)")
     if cut_text:
-        shown = _escape_all(cut_text[:_LONGEST_CUT_CHARACTERS])
+        shown = escape(cut_text[:_LONGEST_CUT_CHARACTERS])
         more = f"... ({len(cut_text)} characters)" if len(cut_text) > _LONGEST_CUT_CHARACTERS else ""
         body += paint(shown + more, RED) if colour else f"⟪{shown}{more}⟫"
     return "\n".join([*lines, body])
@@ -92,7 +91,7 @@ def _mark(sample: Sample, tokenizer: Any, colour: bool, longest: int) -> tuple[s
     """Write the first `longest` characters of a sample, learned ones marked; count all of them."""
     body, written = "", 0
     for is_trained, text in split_by_training(sample, tokenizer):
-        shown = _escape_all(text[: max(0, longest - written)])
+        shown = escape(text[: max(0, longest - written)])
         written += len(text)
         if not shown:
             continue
@@ -101,19 +100,3 @@ def _mark(sample: Sample, tokenizer: Any, colour: bool, longest: int) -> tuple[s
         else:
             body += f"⟦{shown}⟧" if is_trained else shown
     return body, written
-
-
-def _escape_all(text: str) -> str:
-    return "".join(_escape(character) for character in text)
-
-
-def _escape(character: str) -> str:
-    if character == "\n" or unicodedata.category(character) not in ("Cc", "Cf", "Zl", "Zp"):
-        return character
-    # Joiners in emoji and marks of right-to-left text are format characters too, but harmless.
-    if (
-        unicodedata.category(character) == "Cf"
-        and character not in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-    ):
-        return character
-    return repr(character)[1:-1]

@@ -13,7 +13,7 @@ from pyft.data.chat.rendering import Rendered, Tools
 from pyft.data.chat.sandbox import TemplateFailure
 from pyft.data.chat.template_names import find_template
 from pyft.data.rows.row import Message
-from pyft.data.show.colours import DIM, GREEN, paint
+from pyft.data.show.terminal import DIM, GREEN, escape, paint
 from pyft.data.tokenizers.view import TokenizerView
 from pyft.errors import ConfigError
 
@@ -112,17 +112,9 @@ def _mark(rendered: Rendered, colour: bool) -> str:
     text = rendered.text.rstrip("\n")
     shown, done = "", 0
     for start, end in [*rendered.spans, (len(text), len(text))]:
-        around, answer = _escape(text[done:start]), _escape(text[start:end])
+        around, answer = escape(text[done:start]), escape(text[start:end])
         shown += paint(around, DIM) if colour and around else around
         if answer:
             shown += paint(answer, GREEN) if colour else f"⟦{answer}⟧"
         done = end
     return shown
-
-
-def _escape(text: str) -> str:
-    """A file's template may write what would steer a terminal."""
-    return "".join(
-        character if character.isprintable() or character == "\n" else repr(character)[1:-1]
-        for character in text
-    )

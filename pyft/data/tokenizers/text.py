@@ -26,6 +26,7 @@ from tokenizers import AddedToken, Encoding
 from pyft.data.tokenizers.backends import continuing_copy, encoding_backend, plain_copy
 
 Span = tuple[int, int]
+"""The first and one past the last character of a part of a text."""
 
 
 @dataclass(frozen=True)

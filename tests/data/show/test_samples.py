@@ -11,7 +11,6 @@ from pyft.data.chat.bind import get_template
 from pyft.data.encode.rows import RowEncoder
 from pyft.data.encode.sample import EncodeOptions, Sample
 from pyft.data.rows.row import Message, Row
-from pyft.data.show.colours import wants_colour
 from pyft.data.show.samples import (
     format_pack,
     format_sample,
@@ -19,6 +18,7 @@ from pyft.data.show.samples import (
     spelled_text,
     split_by_training,
 )
+from pyft.data.show.terminal import wants_colour
 
 
 def encode(tokenizer, question: str, answer: str) -> tuple[Sample, str]:

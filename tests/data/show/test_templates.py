@@ -45,14 +45,14 @@ def test_colours():
 def test_a_file_is_shown_and_steers_no_terminal(tmp_path):
     path = tmp_path / "own.jinja"
     path.write_text(
-        "\x1b[2J{% for m in messages %}"
+        "\x1b[2J\u202e\u3000{{ '\\udc80' }}{% for m in messages %}"
         "{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
         "<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}"
         "{% if add_generation_prompt %}<start_of_turn>assistant\n{% endif %}",
         encoding="utf-8",
     )
     shown = show_template(str(path), colour=False)
-    assert "\x1b" not in shown and "\\x1b[2J" in shown
+    assert "\x1b" not in shown and "\\x1b[2J\\u202e\u3000\\udc80" in shown
     assert "(without a system text: System role not supported)" in shown
     assert "<start_of_turn>assistant\n⟦K2.<end_of_turn>⟧" in shown
 
