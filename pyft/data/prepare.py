@@ -66,7 +66,7 @@ def prepare(
     DataError if a file or row cannot be used, or nothing is left to learn.
     """
     template = template if MODES[stage.mode].has_template else None
-    check_mode(stage, tokenizer, template)
+    _check_mode(stage, tokenizer, template)
     data, seed = stage.data, stage.train.seed
     reader = SourceReader(stage, tokenizer, template, poll)
     prepared = [reader.prepare(source) for source in data.train]
@@ -125,7 +125,7 @@ def prepare(
     )
 
 
-def check_mode(stage: Stage, tokenizer: Any, template: ChatTemplate | None) -> None:
+def _check_mode(stage: Stage, tokenizer: Any, template: ChatTemplate | None) -> None:
     """Refuse a tokenizer without eos, and a mode that lacks the template it needs."""
     if tokenizer.eos_token_id is None:
         raise ConfigError(

@@ -17,18 +17,15 @@ from pyft.data.tokenizers.load import build_tokenizer, load_tokenizer
 from pyft.errors import ConfigError
 
 
-def tokenizer_for(recipe: Recipe, stage: Stage, directory: Path | None = None) -> Any:
+def tokenizer_for(recipe: Recipe, stage: Stage) -> Any:
     """Load or build the tokenizer of a recipe: all its stages share that of the first.
 
-    A tokenizer that is built is saved in `directory`, if one is given. ConfigError if it cannot be loaded or
-    the recipe names none; DataError if a file to build it from cannot be read.
+    ConfigError if it cannot be loaded or the recipe names none; DataError if a file to build it from cannot
+    be read.
     """
     model = recipe.stages[0].model
     if isinstance(model.tokenizer, TokenizerConfig):
-        tokenizer = _build(recipe, model.tokenizer.vocab_size)
-        if directory is not None:
-            tokenizer.save_pretrained(str(directory))
-        return tokenizer
+        return _build(recipe, model.tokenizer.vocab_size)
     path = model.tokenizer or model.name_or_path
     if path is None:
         raise ConfigError("the recipe names no tokenizer (model.tokenizer): write its path, or {type: bpe}")

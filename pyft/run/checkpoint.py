@@ -56,12 +56,12 @@ def write_checkpoint(
             if number == 1:
                 faults.kill("kill_between_files", step)
             write(staging)
-        seal(staging, {"step": step})
+        _seal(staging, {"step": step})
         faults.kill("kill_before_rename", step)
     return final
 
 
-def seal(folder: Path, facts: dict[str, object]) -> None:
+def _seal(folder: Path, facts: dict[str, object]) -> None:
     """Make a folder's files final, and write the manifest last, with `facts` as further entries."""
     entries = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
@@ -168,12 +168,10 @@ def supersede(folder: Path, step: int) -> list[Path]:
     return renamed
 
 
-def remove_leftovers(folder: Path) -> list[str]:
-    """Remove what a killed process left half-written or half-removed; give the names."""
-    leftovers = sorted(path for path in folder.iterdir() if layout.is_leftover(path))
-    for path in leftovers:
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written or half-removed."""
+    for path in filter(layout.is_leftover, list(folder.iterdir())):
         remove(path)
-    return [path.name for path in leftovers]
 
 
 def _set_aside(path: Path) -> None:

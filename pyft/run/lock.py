@@ -54,7 +54,7 @@ def claim_folder(folder: Path) -> RunLock:
     """
     with _folder_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        check_own(folder)
+        _check_own(folder)
         is_finished = _holds_finished_run(folder)
         if not is_finished:
             _check_writable(folder)
@@ -73,7 +73,7 @@ def claim_folder(folder: Path) -> RunLock:
     return RunLock(descriptor, names_holder=not is_finished)
 
 
-def check_own(folder: Path) -> None:
+def _check_own(folder: Path) -> None:
     """Refuse, with a ConfigError, what is no folder, and a folder that holds files but no trace of a run."""
     if not folder.is_dir():
         raise ConfigError(f"is not a folder (train.output_dir {folder}): choose another")

@@ -62,7 +62,7 @@ def plan_run(
     if resume is None:
         _refuse_existing(folder)
         return Plan(whole, total_steps)
-    finished = read_finished(folder)
+    finished = _read_finished(folder)
     if finished is not None:
         _compare(finished["identity"], whole, folder / layout.FINISHED)
         if finished["step"] >= total_steps:
@@ -84,7 +84,7 @@ def plan_run(
     return _go_on(checkpoint, messages, whole, total_steps)
 
 
-def read_finished(folder: Path) -> dict[str, Any] | None:
+def _read_finished(folder: Path) -> dict[str, Any] | None:
     """Read the finished.json of a run's folder, None where it is absent; another content is a ConfigError."""
     path = folder / layout.FINISHED
     try:

@@ -85,7 +85,7 @@ def _describe_part(samples: Selection, max_length: int | None, num_packs: int | 
         "trained_tokens": trained,
         "trained_share": round(trained / tokens, 4) if tokens else 0.0,
         "target_tokens": int(samples.targets.sum()),
-        "length": {f"p{p}": percentile(lengths, p) for p in _PERCENTILES}
+        "length": {f"p{p}": _percentile(lengths, p) for p in _PERCENTILES}
         | {"max": int(lengths[-1]) if len(lengths) else 0},
     }
     if num_packs is not None and max_length is not None:
@@ -94,7 +94,7 @@ def _describe_part(samples: Selection, max_length: int | None, num_packs: int | 
     return part
 
 
-def percentile(ascending: Sequence[int] | np.ndarray, percent: int) -> int:
+def _percentile(ascending: Sequence[int] | np.ndarray, percent: int) -> int:
     """Return the smallest length that at least `percent` of the lengths do not exceed; 0 if there is none."""
     return int(ascending[max(0, -(-len(ascending) * percent // 100) - 1)]) if len(ascending) else 0
 
