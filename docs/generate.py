@@ -159,7 +159,7 @@ def file_kinds() -> str:
     """List the suffixes that are read."""
     kinds = ", ".join(f"`{suffix}`" for suffix in KINDS)
     packed = " or ".join(f"`{suffix}`" for suffix in COMPRESSIONS)
-    return f"Read are {kinds}; all but parquet and arrow also with {packed} after it."
+    return f"pyft reads {kinds}; all but parquet and arrow also with {packed} after it."
 
 
 def field_maps() -> str:

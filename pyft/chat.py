@@ -138,7 +138,7 @@ def main(options: argparse.Namespace) -> int | None:
     if options.max_new_tokens < 1:
         problems.append(f"--max-new-tokens is {options.max_new_tokens}: give 1 or more")
     if options.prompt is not None and not options.prompt.strip():
-        problems.append("--prompt is empty: give a text, or leave it out to be asked")
+        problems.append("--prompt is empty: give a text, or leave it out to chat")
     if problems:
         raise ConfigError(problems)
     chat = _build(options)
@@ -255,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "output_dir", metavar="OUTPUT_DIR", help="a run, a stage, a checkpoint, an adapter or a model folder"
     )
-    parser.add_argument("--prompt", metavar="TEXT", help="answer this alone, and leave")
+    parser.add_argument("--prompt", metavar="TEXT", help="answer only this, then exit")
     parser.add_argument(
         "--system", metavar="TEXT", help="system text (default: that of the training questions)"
     )

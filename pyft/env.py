@@ -85,7 +85,7 @@ def describe_cuda(architectures: str, status: dict) -> Iterator[tuple[str, str]]
     else:
         yield "CUDA built", f"{version_text(status['runtime_version'])} for architectures {architectures}"
     if status["driver_version"]:
-        yield "CUDA driver", f"speaks CUDA {version_text(status['driver_version'])}"
+        yield "CUDA driver", f"supports CUDA {version_text(status['driver_version'])}"
         if not status["devices"]:
             yield "CUDA devices", f"none: {status['problem']}"
     elif architectures:

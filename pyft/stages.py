@@ -1,7 +1,7 @@
 """Run a recipe: one stage after another, each built from its configuration and handed to the trainer.
 
     recipe ── stage ─┬─ tokenizer, template ── data ── ledger, one sample shown
-                     ├─ plan: start, go on, or finished already      (all before any weight is read)
+                     ├─ plan: start, continue, or finished already      (all before any weight is read)
                      └─ model (+ adapters) ── trainer ── result ── the next stage's base
 
 A stage's result is the next one's base, an adapter merged into its own base first.
@@ -54,7 +54,7 @@ from pyft.trainer.signals import SignalWatch
 
 
 def run_recipe(recipe: Recipe) -> None:
-    """Run every stage; finished ones are passed over. What was saved before an error is whole."""
+    """Run every stage; finished ones are skipped. What was saved before an error is whole."""
     output_dir = Path(recipe.output_dir)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(SignalWatch())

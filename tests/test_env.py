@@ -65,7 +65,7 @@ def test_missing_packages_are_said():
             [],
             [
                 "CUDA built: 13.0 for architectures 90a",
-                "CUDA driver: speaks CUDA 12.8",
+                "CUDA driver: supports CUDA 12.8",
                 "CUDA devices: none: old",
             ],
         ),
@@ -75,7 +75,7 @@ def test_missing_packages_are_said():
             [{"name": "H", "capability": (9, 0), "memory_bytes": 85 * 2**30}],
             [
                 "CUDA built: 13.0 for architectures 90a",
-                "CUDA driver: speaks CUDA 13.0",
+                "CUDA driver: supports CUDA 13.0",
                 "CUDA device 0: H, capability 9.0, 85.0 GiB",
             ],
         ),

@@ -242,7 +242,7 @@ class Forge:
         return self._ask({**job, "output": str(output)}), output
 
     def go_on(self, output: Path) -> None:
-        """Let a job go on that paused; `output` as `start` gave it."""
+        """Let a paused job continue; `output` as `start` gave it."""
         output.with_suffix(".go").touch()
 
     def wait(self, pid: int) -> int:

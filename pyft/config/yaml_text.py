@@ -112,7 +112,7 @@ def parse_value(text: str, source: str) -> Any:
     """Parse the value of an override; unlike in a file, a `#` is an error, as it would cut the value."""
     node = _compose(text, source)
     if node is None or text[node.end_mark.index :].strip():
-        raise ConfigError(f"all from '#' on would be a comment ({source}): leave it out")
+        raise ConfigError(f"everything from '#' on would be a comment ({source}): leave it out")
     return _Builder(source).document(node).data
 
 

@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
         usage="python -m pyft.data RECIPE [key.sub=value ...] [options]\n"
         f"       python -m pyft.data {_TEMPLATES} [NAME]",
         description="Show what training would see: formats, the ledger, samples with what is learned marked; "
-        "or the chat templates there are, and one of them, or a .jinja file, on a small conversation.",
+        "or list the chat templates, or render a small conversation with one of them or with a .jinja file.",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="path of a recipe, or a shipped one's name")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides of the recipe")

@@ -102,7 +102,7 @@ def prepare(
         held_out = frozenset() if set_aside else _digests_of(validation, stores)
         batches = _stream(stage, reader, held_out, poll)
         notes.append(
-            f"streaming: the ledger is of the first {STREAM_ROWS} rows of each source; the others are read "
+            f"streaming: the ledger covers the first {STREAM_ROWS} rows of each source; the others are read "
             "while training"
         )
     else:
@@ -179,8 +179,8 @@ def _repeat(
     repeated = train.take(np.repeat(np.arange(len(train)), each))
     if not len(repeated):
         raise ConfigError(
-            "no row is left to train on, as every source is weighted down to none (data.train[].weight): "
-            "raise it, or leave the source out"
+            "no row is left to train on: the weights leave none of any source (data.train[].weight): "
+            "raise them, or leave such sources out"
         )
     return repeated
 

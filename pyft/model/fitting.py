@@ -18,7 +18,7 @@ def check_vocabulary(model: PreTrainedModel, num_tokens: int) -> None:
         raise ConfigError(
             f"the tokenizer has {num_tokens} entries, the model's embedding only {rows} (model.tokenizer): "
             "take the tokenizer that belongs to the model, or first save the model with "
-            f"resize_token_embeddings({num_tokens}), which whatever is trained on it then fits"
+            f"resize_token_embeddings({num_tokens}), and train from that"
         )
 
 
@@ -34,7 +34,7 @@ def fit_vocabulary(model: PreTrainedModel, num_tokens: int) -> None:
             if tensor is not None:
                 tensor.data[rows:] = tensor.data[:rows].float().mean(dim=0)
     logger.warning(
-        "the embedding grows from %d to %d rows, as many as the tokenizer has; new ones begin as the mean",
+        "the embedding grows from %d to %d rows to hold all tokens; new rows start as the mean of the others",
         rows,
         num_tokens,
     )

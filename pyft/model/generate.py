@@ -104,7 +104,7 @@ def _end_marks(config: GenerationConfig | None) -> list[int]:
 
 
 class _Watcher(StoppingCriteria):
-    """Called by transformers after every token: passes it on and asks whether to go on."""
+    """Called by transformers after every token: passes it on and asks whether to continue."""
 
     def __init__(
         self,

@@ -77,7 +77,7 @@ def load_model(
     if why is None:
         _stream(model, groups, tensors, dtype, quantization, double_quant, device)
     else:
-        logger.warning("%s is read whole by transformers, in need of more memory: %s", path, why)
+        logger.warning("%s is loaded whole by transformers, which needs more memory: %s", path, why)
         model = _load_whole(path, dtype, trust_remote_code)
         if quantization is not None:
             quantize_linears(model, double_quant=double_quant, device=device)

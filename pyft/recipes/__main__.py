@@ -57,8 +57,9 @@ def main(options: argparse.Namespace) -> None:
     """Run the action, after checking how many words came with it."""
     num_given = sum(value is not None for value in (options.name, options.dest))
     if num_given != (2 if options.action == "copy" else 0):
+        takes = "a recipe's name and a destination" if options.action == "copy" else "no name"
         usage = "python -m pyft.recipes [list | copy NAME DEST]"
-        raise ConfigError(f"{options.action} with {num_given} more words (command line): write {usage}")
+        raise ConfigError(f"{options.action} takes {takes} (command line): write {usage}")
     (copy_recipe if options.action == "copy" else list_recipes)(options)
 
 

@@ -1,4 +1,4 @@
-"""What a run does first: start fresh, go on from a checkpoint, or see that it has ended already.
+"""What a run does first: start fresh, continue from a checkpoint, or see that it has ended already.
 
 `plan_run` only reads, so it can be asked before any weight is loaded; it answers with what to do and with the
 sentences to show. Going on demands that everything the numbers depend on is as it was (the identity), field

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class NextToken(Task):
-    """A task that learns to go on with what its labels keep."""
+    """A task that learns to continue the text, where its labels say so."""
 
     def objective(self, model: nn.Module, batch: Batch) -> Loss:
         """Return the cross-entropy summed over the targets that are not -100."""

@@ -1,4 +1,4 @@
-"""Pretraining: every token of plain texts is learned, and questions are texts to go on with."""
+"""Pretraining: every token of plain texts is learned, and questions are texts to continue."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def rng_state() -> dict[str, Tensor]:
 
 
 def set_rng_state(state: dict[str, Tensor]) -> None:
-    """Put back what `rng_state` took; devices that are not there now are passed over."""
+    """Put back what `rng_state` took; devices that are not there now are skipped."""
     *words, has_kept, kept = state["python"].tolist()
     random.setstate((3, tuple(int(word) for word in words), kept if has_kept else None))
     torch.set_rng_state(state["torch"])

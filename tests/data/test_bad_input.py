@@ -143,9 +143,9 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     ),
     "cut.json": (b"[" + line(GOOD[0]) + b"," + line(GOOD[1])[:-9], "cut.json:1:"),
     "comma.json": (b"[" + line(GOOD[0]) + b",]", "a comma before the closing ]"),
-    "cut.jsonl.gz": (gzip.compress(between(line(GOOD[0])))[:-12], "cut.jsonl.gz: the packed file is cut"),
-    "no archive.jsonl.gz": (between(line(GOOD[0])), "no archive.jsonl.gz: the packed file is cut"),
-    "no archive.jsonl.zst": (between(line(GOOD[0])), "no archive.jsonl.zst: the packed file is cut"),
+    "cut.jsonl.gz": (gzip.compress(between(line(GOOD[0])))[:-12], "cut.jsonl.gz: the compressed file is cut"),
+    "no archive.jsonl.gz": (between(line(GOOD[0])), "no archive.jsonl.gz: the compressed file is cut"),
+    "no archive.jsonl.zst": (between(line(GOOD[0])), "no archive.jsonl.zst: the compressed file is cut"),
     "cut.parquet": (PARQUET_BYTES[:-9], "cut.parquet: is not a complete parquet file"),
     "torn.parquet": (
         PARQUET_BYTES[: len(PARQUET_BYTES) // 2],
@@ -207,7 +207,7 @@ def test_a_file_that_may_not_be_read(command, fail, monkeypatch):
 def test_ids_that_never_end(command, fail):
     command.write("data.jsonl", line({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}) + b"\n")
     text = fail(2, prepared=True)
-    assert "no row learns <|endoftext|>, with which template default ends an answer" in text
+    assert "no row learns <|endoftext|>, which ends an answer in template default" in text
     assert "input_ids and labels" in text and "generation" not in text
 
 

@@ -143,7 +143,7 @@ def test_a_stream_is_shown_from_its_beginning(recipe, capsys):
     options = ("data.streaming=true", "train.max_steps=2", "train.gradient_accumulation_steps=3")
     assert run(recipe, *options, "data.max_length=60", "--packed", "--num-samples", "9") == 0
     out = capsys.readouterr().out
-    assert "streaming: the ledger is of the first" in out
+    assert "streaming: the ledger covers the first" in out
     assert out.count("\nbatch ") == 6 and "\nbatch 6 of 6: " in out
     assert run(recipe, *options, "--json", "--num-samples", "2") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.removesuffix("\n").split("\n")]

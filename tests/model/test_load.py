@@ -116,7 +116,7 @@ def test_other_layouts_go_through_transformers_and_say_so(tmp_path, kind, caplog
     else:  # names without the prefix `model.`, as a bare decoder is saved
         edit_tensors(tmp_path, lambda s: [s.__setitem__(k.removeprefix("model."), s.pop(k)) for k in list(s)])
     ours = load_model(tmp_path, dtype=torch.float32, quantization="nf4")
-    assert len([r for r in caplog.records if "read whole by transformers" in r.message]) == 1
+    assert len([r for r in caplog.records if "loaded whole by transformers" in r.message]) == 1
     q_proj = saved.model.layers[0].self_attn.q_proj
     assert torch.equal(ours.model.layers[0].self_attn.q_proj.codes, NF4Linear.from_linear(q_proj).codes)
     assert torch.equal(ours.lm_head.weight, saved.lm_head.weight)

@@ -337,7 +337,7 @@ def test_result_is_put_in_place_without_following_links(tmp_path):
 
 
 def test_bfloat16_trains_float32_masters(tmp_path):
-    """Steps far below a bfloat16 step of most weights add up, and a resumed run goes on from the masters."""
+    """Steps far below a bfloat16 step of most weights add up; a resumed run continues from the masters."""
     settings = {
         "max_steps": 20,
         "learning_rate": 2e-4,

@@ -56,7 +56,7 @@ class StreamedBatches:
     ) -> None:
         """Take what rows are read and encoded with; rows whose digest is in `held_out` are left out.
 
-        `poll` is called while batches that were trained on are passed over; what it raises ends the work.
+        `poll` is called while batches that were trained on are skipped; what it raises ends the work.
         """
         self._sources, self._encoder, self._settings = sources, encoder, settings
         self._held_out, self._poll, self._is_passing_over = held_out, poll, False
@@ -88,7 +88,7 @@ class StreamedBatches:
             f"streamed: {counts['read']:,} rows read = {counts['batched']:,} in batches of "
             f"{counts['tokens']:,} tokens + {counts['held_out']:,} held out for validation + {num_dropped:,} "
             f"dropped{f' ({reasons})' if reasons else ''} + {ahead:,} read ahead; "
-            f"sources begun again {counts['again']} times"
+            f"sources started over {counts['again']} times"
         )
 
     def _restart(self) -> None:

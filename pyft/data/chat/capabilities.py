@@ -63,7 +63,7 @@ def check_marks(render: Callable[[Sequence[Message], bool], tuple[str, list[Span
         others = (message for message in _TALK if message is not answer)
         if start < given or any(message.content in text[start:end] for message in others):
             raise TemplateFailure(
-                "its generation marks take in more than the answer: begin them after the head of the turn"
+                "its generation marks cover more than the answer: begin them after the head of the turn"
             )
 
 

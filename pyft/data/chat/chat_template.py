@@ -6,7 +6,7 @@ What is learned comes from, in this order,
 2. for a template without marks, the prompts that chat would send, or the places of contents (masks.py).
 
 A template for which neither gives a mask is refused, and so is one that writes no control token to end a
-turn, or whose marks leave that token out, or take in more than answers.
+turn, or whose marks leave that token out, or cover more than answers.
 
 A control token that a content, a call or a tool spells is text. Control tokens are the tokenizer's special
 tokens and those that the template writes around answers. An answer may write the ones that are not special,
@@ -110,10 +110,10 @@ class ChatTemplate:
         """
         uses_tools = bool(tools) or any(turn.tool_calls or turn.role == "tool" for turn in messages)
         if uses_tools and not self.supports_tools:
-            raise TemplateFailure(f"it has no place for tools, {_WITH_TOOLS} have")
+            raise TemplateFailure(f"it has no place for tools; {_WITH_TOOLS} have one")
         if any(turn.reasoning_content for turn in messages) and not self.supports_reasoning:
             raise TemplateFailure(
-                "it has no place for reasoning_content, which can stand in the content as <think> .. </think>"
+                "it has no place for reasoning_content; write that into the content as <think> .. </think>"
             )
         if self.prompt_is_prefix and not uses_tools:
             frame = self._get_frame(tuple(turn.role for turn in messages), add_generation_prompt)

@@ -225,7 +225,7 @@ def _parse(source: str, marks: tuple[str, str]) -> tuple[jinja2.Template, dict[s
         return template, dict(template.globals)
     except Exception as error:  # Python's own compiler refuses some, too
         line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        raise TemplateFailure(f"it is no valid Jinja{line}: {error}") from error
+        raise TemplateFailure(f"it is not valid Jinja{line}: {error}") from error
 
 
 def check_syntax(source: str) -> None:
@@ -270,7 +270,7 @@ def _take_marks(text: str, opening: str, closing: str) -> tuple[str, list[Span]]
     for part in parts:
         marked, found, rest = part.partition(closing)
         if not found:
-            raise TemplateFailure("its generation blocks lie in each other")
+            raise TemplateFailure("its generation blocks are nested")
         spans.append((length, length + len(marked)))
         pieces += (marked, rest)
         length += len(marked) + len(rest)

@@ -203,7 +203,7 @@ FILTER_SIZES: dict[str, Callable[..., int]] = {
         abs(precision) > _MAX_WIDTH, "it rounds to very many places"
     ),
     "sum": lambda values, attribute=None, start=0: refuse(
-        not isinstance(start, int | float), "it sums what are no numbers"
+        not isinstance(start, int | float), "it sums things that are not numbers"
     ),
 }
 """Filter -> the same."""

@@ -60,13 +60,13 @@ class RowEncoder:
             return self._take_tokens(*row.tokens)
         if self._documents is not None and document_text(row) is None:
             return EncodedRow(
-                error=f"mode {self._options.mode.name} reads plain texts, this row is a conversation: write "
-                'mode: sft, or rows of {"text": ".."}',
+                error=f"mode {self._options.mode.name} reads plain texts, but this row is a conversation: "
+                'write mode: sft, or rows of {"text": ".."}',
             )
         if self._documents is None and row.messages is None:
             return EncodedRow(
-                error=f"mode {self._options.mode.name} reads conversations, this row is a plain text: write "
-                "mode: pretrain, or rows of another format",
+                error=f"mode {self._options.mode.name} reads conversations, but this row is a plain text: "
+                "write mode: pretrain, or rows of another format",
             )
         return None
 

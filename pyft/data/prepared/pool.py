@@ -101,8 +101,8 @@ class WorkerPool:
             # Whoever ended it may have told this process to end too.
             self._poll()
             raise DataError(
-                "a process that prepares the data ended by itself, perhaps for lack of memory "
-                "(data.num_workers): write data.num_workers: 0 to do without"
+                "a worker that prepares the data died, perhaps for lack of memory "
+                "(data.num_workers): set data.num_workers: 0 to do without it"
             ) from None
 
 

@@ -134,7 +134,7 @@ class SampleStore(Sequence[Sample]):
         for name, size in sizes.items():
             self._descriptors[name] = os.open(folder / name, os.O_RDONLY)
             if os.fstat(self._descriptors[name]).st_size != size:
-                raise ValueError(f"{folder / name} is not of the size that the index says")
+                raise ValueError(f"{folder / name} does not have the size that the index gives")
 
     def __len__(self) -> int:
         """Number of samples."""

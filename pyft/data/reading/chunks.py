@@ -100,7 +100,7 @@ def head_id(file: DataFile, num_records: int) -> str:
 
 def _describe_failure(file: DataFile, error: OSError) -> str:
     if file.compression is not None and error.errno is None:
-        return f"{file.path}: the packed file is cut or damaged ({error}): pack it again"
+        return f"{file.path}: the compressed file is cut short or damaged ({error}): compress it again"
     return describe_os_error(file.path, error)
 
 

@@ -106,7 +106,7 @@ def _choose(path: str, found: list[str], holds: str) -> tuple[list[DataFile], li
         return kept, []
     names = ", ".join(passed_over[:3]) + (", .." if len(passed_over) > 3 else "")
     counted = f"{len(passed_over)} other file{'s' if len(passed_over) > 1 else ''}"
-    return kept, [f"{path}: {len(kept)} files read; {counted} passed over ({names})"]
+    return kept, [f"{path}: {len(kept)} files read; {counted} skipped ({names})"]
 
 
 def _data_file(path: str) -> DataFile:
@@ -120,7 +120,7 @@ def _data_file(path: str) -> DataFile:
             f"one of {_list_kinds()}"
         )
     if not stat.S_ISREG(state.st_mode):
-        raise DataError(f"{path}: is not a regular file, and data are read more than once: save them in one")
+        raise DataError(f"{path}: is not a regular file, and data are read more than once: save them as one")
     return DataFile(path, kind[0], kind[1], state.st_size)
 
 

@@ -45,7 +45,7 @@ def _check_name(file: DataFile) -> None:
     if os.path.exists(_name(file)):
         raise DataError(
             f"{file.path}: there is a folder {_name(file)} here, which would be read instead: name that "
-            "folder as the path, or go to another one"
+            "folder as the path, or work in another folder"
         )
 
 

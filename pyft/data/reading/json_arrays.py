@@ -79,7 +79,7 @@ def _describe_array_error(path: str, text: str, position: int, message: str, row
     column = position - text.rfind("\n", 0, position)
     where = f"{path}:{line}:{column}"
     if position >= len(text):
-        return f"{where}: the file is cut in row {row} ({message}): it ends too early; write it again"
+        return f"{where}: the file is cut short in row {row} ({message}): it ends too early; write it again"
     return f"{where}: broken JSON in row {row} ({message}): fix it there"
 
 

@@ -103,9 +103,9 @@ def _parse_line(text: str, path: str, number: int, ended: bool) -> Any:
             ) from error
         if number == 1 and text.strip(BLANK) in ("[", "{"):
             raise DataError(
-                f"{where}: the record spans several lines: write one record a line, or name an array .json"
+                f"{where}: the record spans several lines: write one record per line, or name an array .json"
             ) from error
-        raise DataError(f"{where}: broken JSON ({error.msg}): fix this line; one record a line") from error
+        raise DataError(f"{where}: broken JSON ({error.msg}): fix this line; one record per line") from error
 
 
 def decode_value(text: str, start: int, place: str) -> tuple[Any, int]:

@@ -103,5 +103,5 @@ def expect_turns(value: Any, name: str) -> list[dict[str, Any]]:
         raise RowError(f"{name} is an empty list: give it turns, or delete the row")
     for index, turn in enumerate(value):
         if not isinstance(turn, dict):
-            raise RowError(f"{name}[{index}] is {json_type(turn)}, not an object: write one object a turn")
+            raise RowError(f"{name}[{index}] is {json_type(turn)}, not an object: write one object per turn")
     return value

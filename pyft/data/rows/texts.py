@@ -45,7 +45,7 @@ def convert_tokenized(record: Any, unused: Counter[str]) -> Row:
     count_unused(record, frozenset(("input_ids", "labels", "attention_mask")), "", unused)
     ids, labels = (_read_ids(record, key) for key in ("input_ids", "labels"))
     if len(ids) != len(labels):
-        raise RowError(f"input_ids has {len(ids)} tokens, labels {len(labels)}: write one label a token")
+        raise RowError(f"input_ids has {len(ids)} tokens, labels {len(labels)}: write one label per token")
     # The mask itself is not needed, but where it hides tokens they would be learned from.
     if record.get("attention_mask") is not None and 0 in _read_ids(record, "attention_mask"):
         raise RowError("attention_mask has zeros, so the row is padded: write it without padding")

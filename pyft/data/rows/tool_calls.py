@@ -37,7 +37,7 @@ def read_tools(value: Any, name: str) -> tuple[dict[str, Any], ...]:
     for index, tool in enumerate(value):
         inner = f"{name}[{index}]"
         if not isinstance(tool, dict):
-            raise RowError(f"{inner} is {json_type(tool)}, not an object: write one object a tool")
+            raise RowError(f"{inner} is {json_type(tool)}, not an object: write one object per tool")
         function = tool.get("function", tool)
         if not isinstance(function, dict) or not _is_name(function.get("name")):
             raise RowError(f'{inner} has no name: write {{"name": "..", "parameters": {{..}}}}')

@@ -28,18 +28,18 @@ def describe_no_stop(template: ChatTemplate, num_truncated: int, *, is_tokenized
         return (
             f"all {num_truncated} rows that are left lost their end, so the model would never learn to stop "
             "(data.overlong, data.max_length): raise max_length, write overlong: drop, or write "
-            "data.train_on_eot: false if that is meant"
+            "data.train_on_eot: false if that is intended"
         )
     if is_tokenized:
         return (
-            f"no row learns {template.end_mark}, with which template {template.name} ends an answer, so the "
+            f"no row learns {template.end_mark}, which ends an answer in template {template.name}, so the "
             "model would never stop (data.train): put its id into input_ids and labels at the end of each "
-            "answer, or write data.train_on_eot: false if that is meant"
+            "answer, or write data.train_on_eot: false if that is intended"
         )
     return (
         f"template {template.name} leaves {template.end_mark} out of what is learned, so the model would "
         "never stop (model.template): put it inside {% generation %}, name a built-in template, or write "
-        "data.train_on_eot: false if that is meant"
+        "data.train_on_eot: false if that is intended"
     )
 
 
@@ -65,7 +65,7 @@ def describe_ledger(ledger: dict[str, Any], val_size: float) -> list[str]:
     if ledger["prompt_differs"]:
         notes.append(
             f"{ledger['prompt_differs']} rows begin with other tokens than chat would send: the tokenizer "
-            "joins the prompt's last character to the answer's first, or the template asks for an answer in "
-            "other words than those it stands in"
+            "joins the prompt's last character to the answer's first, or the template opens an answer in "
+            "one way in a prompt and in another in a conversation"
         )
     return notes

@@ -128,7 +128,7 @@ def test_rows_held_out_are_never_trained_on(write_rows, run):
     trained = {name for batch in names_in(prepared.train, tokenizer) for name in batch}
     assert trained == {f"a {number}" for number in range(50)} - held_out
     assert (prepared.ledger["rows_read"], prepared.ledger["train"]["rows"]) == (30, 24)
-    assert any("the ledger is of the first 30 rows" in note for note in prepared.notes)
+    assert any("the ledger covers the first 30 rows" in note for note in prepared.notes)
 
 
 def test_sources_come_in_proportion_to_their_weights(write_rows, run):

@@ -91,7 +91,7 @@ def test_a_hostile_template_is_refused(bpe):
         (
             "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}",
             "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<|im_start|>{{ m.role }}\n",
-            "take in more than the answer",
+            "cover more than the answer",
         ),
     ],
 )
@@ -197,7 +197,7 @@ def test_tokens_of_a_file_are_those_it_spells_but_for_pairs_of_tags(tmp_path):
         (lambda path: path.mkdir(), "it is a folder"),
         (lambda path: path.write_text(" \n"), "is empty"),
         (lambda path: path.write_bytes(b"ab\xff{{"), "it is not UTF-8 at byte 2"),
-        (lambda path: path.write_text("{% if %}"), "it is no valid Jinja in line 1"),
+        (lambda path: path.write_text("{% if %}"), "it is not valid Jinja in line 1"),
         (
             lambda path: path.write_text("{{ messages[0].nothing.at_all }}"),
             "cannot render a question and an answer",

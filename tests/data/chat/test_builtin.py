@@ -252,7 +252,7 @@ def test_tools_have_a_place_or_are_refused(bpe, name):
     talk = [Message("user", "a"), Message("tool", "b")]
     assert template.supports_tools == (name in ("chatml", "qwen_chat"))
     if not template.supports_tools:
-        with pytest.raises(TemplateFailure, match="it has no place for tools, chatml, qwen_chat have"):
+        with pytest.raises(TemplateFailure, match="it has no place for tools; chatml, qwen_chat have one"):
             template.render(talk)
         with pytest.raises(TemplateFailure, match="no place for tools"):
             template.render(TALK, tools=[{"type": "function", "function": {"name": "f"}}])

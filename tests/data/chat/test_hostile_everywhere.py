@@ -26,7 +26,7 @@ GOOD = (
     "{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-NO_TEMPLATES = [pair for pair in HOSTILE if pair[1].startswith(("no valid Jinja", "longer than", "center"))]
+NO_TEMPLATES = [pair for pair in HOSTILE if pair[1].startswith(("not valid Jinja", "longer than", "center"))]
 RENDERED = [pair for pair in HOSTILE if pair not in NO_TEMPLATES]
 ATTACKS = "".join(
     f"{{% {'elif' if number else 'if'} messages[0].content == 'attack {number}' %}}{source}"

@@ -97,7 +97,7 @@ def test_marks_that_take_in_the_head_are_refused_whatever_the_prompt(thinking):
         "{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
     )
-    with pytest.raises(ConfigError, match="take in more than the answer"):
+    with pytest.raises(ConfigError, match="cover more than the answer"):
         ChatTemplate("own", source, thinking, None).check_marks()
     moved = "<|im_start|>assistant\n{% generation %}"
     right = source.replace("{% generation %}<|im_start|>assistant\n", moved)

@@ -75,7 +75,7 @@ def test_texts_without_a_question_are_documents_and_conversations_are_not(bpe):
     ]
     one, conversation, two = encode_documents(bpe, rows)
     assert one.samples[0].text == "a text<|endoftext|>"
-    assert conversation.error.startswith("mode pretrain reads plain texts, this row is a conversation")
+    assert conversation.error.startswith("mode pretrain reads plain texts, but this row is a conversation")
     assert two.samples[0].text == "one\ntwo<|endoftext|>"
 
 

@@ -205,5 +205,5 @@ def test_files_that_are_cut_while_they_are_read_are_told(made):
 def test_files_of_another_size_are_no_store(made):
     with open(made[0] / LABELS_NAME, "ab") as file:
         file.write(b"1234")
-    with pytest.raises(ValueError, match=r"labels\.int32 is not of the size"):
+    with pytest.raises(ValueError, match=r"labels\.int32 does not have the size"):
         SampleStore(made[0], ["a", "b"])

@@ -1,4 +1,4 @@
-"""Chunks of every size hold the same records, packed files are unpacked, and no failure passes unseen."""
+"""Chunks of every size hold the same records, compressed files are read, and no failure passes unseen."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_packed_files_that_are_damaged(tmp_path, kind, suffix, codec):
     whole = path.read_bytes()
     for content in (whole[:-4], whole[: len(whole) // 2], b"no archive at all", whole + b"junk"):
         path.write_bytes(content)
-        assert "the packed file is cut or damaged (" in fail(path)
+        assert "the compressed file is cut short or damaged (" in fail(path)
     path.write_bytes(b"")
     assert "the file is empty" in fail(path)
 

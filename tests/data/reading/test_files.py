@@ -1,4 +1,4 @@
-"""Which files a source means, what is passed over, and every source that has none."""
+"""Which files a source means, what is skipped, and every source that has none."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_what_is_passed_over_is_told(tmp_path):
     paths, notes = expand(tmp_path)
     assert paths == [str(tmp_path / "a.jsonl")]
     (note,) = notes
-    assert note.startswith(f"{tmp_path}: 1 files read; 5 other files passed over (")
+    assert note.startswith(f"{tmp_path}: 1 files read; 5 other files skipped (")
 
 
 def test_a_folder_linked_to_itself_is_read_once(tmp_path):
@@ -92,7 +92,7 @@ def test_patterns(tmp_path):
     assert found("[bc].js*") == ["b.jsonl", "c.json"]
     assert found("**/*.jsonl") == ["a.jsonl", "b.jsonl", "x/d.jsonl", "x/y/e.jsonl"]
     assert found("b.*") == ["b.jsonl"]
-    assert "1 other file passed over (b.md)" in expand(tmp_path / "b.*")[1][0]
+    assert "1 other file skipped (b.md)" in expand(tmp_path / "b.*")[1][0]
 
 
 def test_a_name_with_wildcards_in_it_is_a_name(tmp_path):

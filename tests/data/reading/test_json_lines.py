@@ -112,7 +112,7 @@ def test_bad_lines(tmp_path, content, where, fragment):
         ('[{"text": "a"},\n {"text" "b"}]', "2:10:", "broken JSON in row 2"),
         ('[{"text": "a"},\n {"text": "b"}\n {"text": "c"}]', "3:2:", "broken JSON in row 2"),
         ('[{"text": "a"},\n {"text": "b', "2:11:", "broken JSON in row 2"),
-        ('[{"text": "a"},\n {"text": "b"}', "2:15:", "the file is cut in row 2"),
+        ('[{"text": "a"},\n {"text": "b"}', "2:15:", "the file is cut short in row 2"),
         ('[{"text": "a"},]', "1:16:", "a comma before the closing ]"),
         ('[{"text": "a"}] x', "1:17:", "text after the closing ]"),
         ('[{"text": "a"}, {"text": "b", "text": "c"}]', "2:", "appears twice"),

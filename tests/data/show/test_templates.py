@@ -60,7 +60,7 @@ def test_a_file_is_shown_and_steers_no_terminal(tmp_path):
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        ("{% for %}", "no valid Jinja"),
+        ("{% for %}", "not valid Jinja"),
         ("{{ messages[0].content }}", "writes no control token"),
         ("", "empty"),
     ],
