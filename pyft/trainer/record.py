@@ -102,9 +102,7 @@ class RunRecord:
                 self._note(f"a later checkpoint is set aside as {aside.name}: nothing uses it any more")
             for name, log in self._logs.items():
                 if not log.cut(state["log_bytes"][name]):
-                    self._note(
-                        f"warning: {name} is shorter than when the checkpoint was saved: rows are lost"
-                    )
+                    self._note(f"warning: {name} has changed since the checkpoint was saved: rows are lost")
         load_weights(source)
         parameters.load(source / layout.OPTIMIZER)
         set_rng_state(load_file(source / layout.RNG_STATE))

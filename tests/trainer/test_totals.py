@@ -6,8 +6,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from device_waits import Waits
 from toy import ToyModel, ToySource, ToyTask, rows, toy_loss, toy_run
-from waits import Waits
 
 from pyft.tasks.task import Loss
 from pyft.trainer.totals import Totals, add_metrics
