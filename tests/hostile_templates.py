@@ -30,7 +30,7 @@ HOSTILE = [
     ("{{ 'a' | indent(10**9) }}", "indents"),
     ("{{ [1] | tojson(indent=10**9) }}", "indents"),
     ("{{ 3.5 | round(10**9, 'ceil') }}", "rounds to"),
-    ("{{ [[1]] | sum(start=[]) }}", "no numbers"),
+    ("{{ [[1]] | sum(start=[]) }}", "not numbers"),
     ("{{ 'a'.encode() }}", "unsafe"),
     ("{{ (1).to_bytes(10**9) }}", "unsafe"),
     ("{{ 'a'.translate({97: 'x' * 10**6}) }}", "unsafe"),

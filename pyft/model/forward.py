@@ -36,7 +36,7 @@ def forward_logits(model: PreTrainedModel, batch: PackedRow) -> Tensor:
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Send a tensor of a batch to the model's device, without waiting for what that still computes."""
-    # Only a copy from pinned memory leaves Python free to go on.
+    # Only a copy from pinned memory leaves Python free to continue.
     is_sent = device.type == "cuda" and tensor.device.type == "cpu"
     return (tensor.pin_memory() if is_sent else tensor).to(device, non_blocking=True)
 

@@ -38,7 +38,7 @@ class Optimizer(Protocol):
         ...
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` returned; the tensors are on the CPU, and may be kept."""
+        """Continue from what `state` returned; the tensors are on the CPU, and may be kept."""
         ...
 
 
@@ -83,7 +83,7 @@ class AdamW:
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` returned."""
+        """Continue from what `state` returned."""
         for key, tensor in state.items():
             kind, _, name = key.partition("/")
             weight = self._weights[name]

@@ -29,7 +29,7 @@ _LEAVE_SECONDS = 5.0
 class PrefetchedBatches:
     """Batches that are made ahead, by a thread that ends with this context.
 
-    Nobody else may ask `batches` for any meanwhile. `ahead` is best the number that one step takes.
+    Nothing else may read `batches` meanwhile. Best for `ahead` is the number of batches that one step takes.
     """
 
     def __init__(self, batches: OrderedBatches | StreamedBatches, ahead: int) -> None:

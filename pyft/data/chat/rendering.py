@@ -37,7 +37,7 @@ class Rendered:
 
     `spans` are what is learned, one per assistant turn; `prompt_ends` for each of them the end of the prompt
     as chat would send it, None where that is no prefix of the text; `literals` spell control tokens.
-    `turns_shortened` are turns of which the template left out the thinking or the speaker's name.
+    `turns_shortened` are turns where the template left out the thinking or the speaker's name.
     """
 
     text: str

@@ -72,4 +72,4 @@ class EncodedRow:
     rejected_unused: int = 0
     """Rejected answers, of which nothing is learned here."""
     turns_shortened: int = 0
-    """Turns of which the template left out the thinking or the speaker's name."""
+    """Turns where the template left out the thinking or the speaker's name."""

@@ -94,7 +94,7 @@ def test_a_worker_that_ends_by_itself_is_told(make_pool, num_good):
     pool.send("exit 9", "")
     for _ in range(num_good):
         pool.receive()
-    with pytest.raises(DataError, match=r"died.* \(data\.num_workers\): write "):
+    with pytest.raises(DataError, match=r"died.* \(data\.num_workers\): set "):
         pool.receive()
 
 
