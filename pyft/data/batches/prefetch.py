@@ -59,7 +59,8 @@ class PrefetchedBatches:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the thread; one that is stuck in a read is left to end with the process."""
-        self._end_thread(_LEAVE_SECONDS)
+        # A second SIGINT leaves at once, and does not wait for the batch that is being made.
+        self._end_thread(0 if isinstance(error, KeyboardInterrupt) else _LEAVE_SECONDS)
 
     def _end_thread(self, timeout_seconds: float | None = None) -> None:
         thread, self._thread = self._thread, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import subprocess
@@ -112,7 +113,7 @@ def test_a_failure_is_raised_where_its_batch_is_asked_for():
         assert prefetched.batch(0, 3) == (0, 3)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, None])
+@pytest.mark.parametrize("error", [ValueError, None])
 def test_it_ends_with_its_context(error):
     source = RecordingSource()
     prefetched = PrefetchedBatches(source, 3)
@@ -121,9 +122,20 @@ def test_it_ends_with_its_context(error):
             prefetched.batch(0, 0)
             if error is not None:
                 raise error
-    except KeyboardInterrupt:
+    except ValueError:
         pass
     assert not threads_left()
+
+
+def test_a_second_sigint_waits_for_no_batch(monkeypatch):
+    monkeypatch.setattr(prefetch, "_LEAVE_SECONDS", math.nan)  # no thread is waited for so long: ValueError
+    source = RecordingSource(waits_at=1)
+    with pytest.raises(KeyboardInterrupt), PrefetchedBatches(source, 1) as prefetched:
+        prefetched.batch(0, 0)
+        wait_until(lambda: (0, 1) in source.asked, "the batch that waits")
+        raise KeyboardInterrupt
+    source.may_go_on.set()
+    wait_until(lambda: not threads_left(), "the thread's end")
 
 
 def test_leaving_does_not_wait_for_a_read_that_hangs(monkeypatch):
