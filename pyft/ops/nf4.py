@@ -314,6 +314,7 @@ _LINEAR_BACKWARD = Operation(
     cuda=linear_backward_on_cuda,
     gradients=_linear_backward_gradients,
     keeps=("weight",),
+    twice=True,
 )
 _LINEAR = Operation(
     "nf4_linear",
@@ -323,4 +324,5 @@ _LINEAR = Operation(
     cuda=linear_on_cuda,
     gradients=_linear_gradients,
     keeps=("weight",),
+    twice=True,
 )

@@ -15,6 +15,9 @@ The reason is activation checkpointing: recomputing a block, torch stops once al
 again. A product that keeps nothing is not computed a second time when it ends its block, as an MLP's last one
 does, which is a third of the work.
 
+A backward with `create_graph` is an error, unless the gradients are made of operations that have gradients
+(`twice`): to autograd they would be constants.
+
 `torch.library.register_autograd` gives the same single node, but looks every argument's default up for each
 call, among all arguments. Left out: operations that write to their arguments, gradients to lists of tensors,
 of which an operation keeps one at most.
@@ -36,6 +39,9 @@ OPERATIONS: dict[str, Operation] = {}
 """All that are declared, by name."""
 
 _library = Library("pyft", "FRAGMENT")
+# torch's own names, looked up here so that a torch without them says so before anything runs
+_BelowAutograd, _after_autograd = torch._C._AutoDispatchBelowAutograd, torch._C._after_autograd_keyset
+_watcher = torch._C._autograd._top_saved_tensors_default_hooks
 _SCHEMA_TYPES = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
@@ -64,6 +70,7 @@ class Operation:
             arguments by name, of which those not asked for are dropped. Results that are kept have none.
         keeps: names of the tensors, arguments or results, that the gradients need; numbers are always kept.
         handle: arguments -> what has the result's shape and dtype, and no memory.
+        twice: whether `gradients` can be differentiated in turn.
     """
 
     def __init__(
@@ -77,6 +84,7 @@ class Operation:
         gradients: Callable[..., Mapping[str, Tensor]] | None = None,
         keeps: tuple[str, ...] = (),
         handle: Callable[[Any], Tensor] | None = None,
+        twice: bool = False,
     ) -> None:
         self._types, results = get_type_hints(arguments), get_type_hints(empty)["return"]
         self._arguments, self._results = arguments, None if results is Tensor else results
@@ -91,7 +99,8 @@ class Operation:
                 _library.impl(name, kernel, key)
         register_fake(f"pyft::{name}", self._by_position(empty), lib=_library)
         if gradients is not None:
-            _library.impl(name, self._recorder(name, gradients, keeps, handle), "Autograd", with_keyset=True)
+            node = _Node(name, self._types, self._result_names, gradients, keeps, twice)
+            _library.impl(name, self._recorder(name, node, handle), "Autograd", with_keyset=True)
         OPERATIONS[name] = self
 
     def __call__(self, arguments: Any) -> Any:
@@ -104,19 +113,14 @@ class Operation:
         arguments = self._arguments
         return None if function is None else lambda *values: function(arguments(*values))
 
-    def _recorder(
-        self, name: str, gradients: Callable, keeps: tuple[str, ...], handle: Callable | None
-    ) -> Callable:
+    def _recorder(self, name: str, node: _Node, handle: Callable | None) -> Callable:
         """What the operation is to autograd: puts its nodes into the graph, and runs what is below."""
-        below, redispatch = torch._C._AutoDispatchBelowAutograd, self._overload.redispatch
-        after_autograd = torch._C._after_autograd_keyset
+        redispatch = self._overload.redispatch
         tensors = [i for i, kind in enumerate(self._types.values()) if kind in (Tensor, Tensor | None)]
 
         def run(keyset: torch._C.DispatchKeySet, values: tuple) -> Any:
-            with below():
-                return redispatch(keyset & after_autograd, *values)
-
-        node = _Node(self._types, self._result_names, gradients, keeps)
+            with _BelowAutograd():
+                return redispatch(keyset & _after_autograd, *values)
 
         def run_and_keep(ctx: Any, keyset: torch._C.DispatchKeySet, *values: Any) -> Any:
             results = run(keyset, values)
@@ -140,7 +144,7 @@ class Operation:
                 values[i] is not None and values[i].requires_grad for i in tensors
             ):
                 return run(keyset, values)
-            if handle is None or torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+            if handle is None or _watcher(False) is None:
                 return whole.apply(keyset, *values)
             return running.apply(keeping.apply(keyset, *values), keyset, values)
 
@@ -156,11 +160,14 @@ class _Node:
 
     def __init__(
         self,
+        operation: str,
         types: dict[str, Any],
         result_names: tuple[str, ...],
         gradients: Callable[..., Mapping[str, Tensor]],
         keeps: tuple[str, ...],
+        twice: bool,
     ) -> None:
+        self._operation, self._twice = operation, twice
         self._names, self._gradients = list(types), gradients
         places = {name: place for place, name in enumerate((*types, *result_names))}
         self._numbers = [(name, places[name]) for name in types if "Tensor" not in _SCHEMA_TYPES[types[name]]]
@@ -184,6 +191,11 @@ class _Node:
     def backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if grads[0] is None:
             return (None,) * (1 + len(self._names))
+        if torch.is_grad_enabled() and not self._twice:
+            raise RuntimeError(
+                f"{self._operation}: its gradients have no gradient of their own, "
+                "and create_graph=True asks for one"
+            )
         saved, kept = ctx.saved_tensors, SimpleNamespace(**ctx.numbers)
         vars(kept).update(zip(self._tensors, saved, strict=False))
         if self._list is not None:

@@ -107,4 +107,5 @@ _ROTARY = Operation(
     cuda=_rotary,
     gradients=_gradients,
     keeps=("cos", "sin"),
+    twice=True,
 )

@@ -287,7 +287,7 @@ def test_errors_name_what_is_wrong(backend, plans):
             for number in (-1, 5)
         ),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"linear_cross_entropy: {message}"):
             linear_cross_entropy(*arguments, **options)
 
 

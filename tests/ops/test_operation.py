@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pyft.ops.cross_entropy import cross_entropy
+from pyft.ops.linear_cross_entropy import linear_cross_entropy
 from pyft.ops.lora import lora_linear
 from pyft.ops.operation import Operation
+from pyft.ops.rms_norm import rms_norm
+from pyft.ops.swiglu import swiglu
 
 
 class Arguments(NamedTuple):
@@ -99,6 +103,37 @@ def test_on_the_meta_device_the_fake_answers():
 def test_torch_accepts_it():
     for x in (torch.ones(3), torch.ones(3, requires_grad=True)):
         torch.library.opcheck(torch.ops.pyft.scaled_in_a_test.default, tuple(make(x=x)))
+
+
+@pytest.mark.parametrize("changed", ["parts", "scale"])
+def test_what_is_kept_may_not_change(changed):
+    x, parts = torch.ones(3, requires_grad=True), [torch.ones(3), None]
+    found = SCALED(make(x=x, parts=parts))
+    {"parts": parts[0], "scale": found.scale}[changed].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        found.y.sum().backward()
+
+
+TARGETS = torch.tensor([1, -100, 3])
+CALLS = {
+    "scaled_in_a_test": lambda x: SCALED(make(x=x, parts=[torch.ones(3, 8)])).y,
+    "lora_linear": lambda x: lora_linear(x, torch.eye(8), x[:2], x.new_ones(8, 2), scaling=0.5),
+    "rms_norm": lambda x: rms_norm(x, torch.ones(8), eps=1e-6),
+    "swiglu": lambda x: swiglu(x, x.detach()),
+    "cross_entropy": lambda x: cross_entropy(x, TARGETS),
+    "linear_cross_entropy": lambda x: linear_cross_entropy(x, torch.ones(5, 8), TARGETS),
+    "linear_cross_entropy_forward": lambda x: linear_cross_entropy(
+        x, torch.ones(16411, 8, requires_grad=True), TARGETS
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_gradient_that_would_be_a_constant_to_autograd_is_refused(name):
+    x = torch.randn(3, 8, requires_grad=True)
+    y = CALLS[name](x).sum()
+    with pytest.raises(RuntimeError, match=f"^{name}: its gradients have no gradient of their own"):
+        torch.autograd.grad(y, x, create_graph=True)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own

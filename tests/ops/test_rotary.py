@@ -97,6 +97,14 @@ def test_back_is_the_transpose(backend):
     torch.testing.assert_close(gradient, back, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Input #:UserWarning")
+def test_double_backward_is_the_rotation_again(backend):
+    q, k, *tables = attention(backend, 1, 2, 1, 3, 6, 4)
+    # linear in both, so a wide step is exact and keeps float32's rounding out
+    options = {"eps": 0.5, "atol": 1e-4, "rtol": 1e-4}
+    assert torch.autograd.gradgradcheck(lambda q, k: rotary(q, k, *tables), (q, k), **options)
+
+
 def test_no_tokens(backend):
     empty, table = backend.random(1, 2, 0, 8), torch.zeros(1, 0, 8, device=backend.device)
     assert rotary(empty, empty, table, table)[0].shape == (1, 2, 0, 8)
