@@ -140,6 +140,15 @@ def test_another_version_is_refused():
     assert "run `pip install .` in the folder of pyft's source" in str(caught.value)
 
 
+def test_a_build_of_an_older_source_of_the_same_version_is_refused(monkeypatch):
+    older = types.ModuleType("_pyft_C")
+    older.__version__ = pyft.__version__
+    monkeypatch.setitem(sys.modules, "_pyft_C", older)
+    expected = f"has interface 1, this source expects {native.C.interface} "
+    with pytest.raises(ImportError, match=f"{expected}.*: run `pip install \\.` in"):
+        native.load()
+
+
 def test_a_module_without_a_version_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "_pyft_C", types.ModuleType("_pyft_C"))
     with pytest.raises(ImportError, match="is unknown"):

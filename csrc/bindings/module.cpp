@@ -60,6 +60,9 @@ void bind_info(py::module_& module) {
 PYBIND11_MODULE(PYFT_MODULE, module) {
   module.doc() = "Native kernels of pyft.";
   module.attr("__version__") = PYFT_VERSION;
+  // One more, here and in pyft/ops/native.py, with each change of what a function takes or does: an older
+  // build is then refused, where it would fail late or be silently wrong.
+  module.attr("interface") = 2;
   py::register_local_exception_translator(translate_error);
   bind_info(module);
   pyft::bindings::bind_nf4(module);

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyft import __version__
 
 FIX = "run `pip install .` in the folder of pyft's source"
+INTERFACE = 2  # csrc/bindings/module.cpp
 
 
 class Execution(TypedDict):
@@ -26,18 +27,26 @@ class Execution(TypedDict):
     stream: int
 
 
-def load(version: str = __version__) -> ModuleType:
-    """Import `_pyft_C`; if it is missing, broken or of another version, an ImportError says how to fix it."""
+def load(version: str = __version__, interface: int = INTERFACE) -> ModuleType:
+    """Import `_pyft_C`; if it is missing, broken or not of this source, an ImportError says how to fix it.
+
+    The interface tells builds apart that have the same version, as a source folder's before and after a pull.
+    """
     try:
         module = importlib.import_module("_pyft_C")
     except ModuleNotFoundError:
         raise ImportError(f"pyft's compiled module _pyft_C is not installed: {FIX}") from None
     except ImportError as error:
         raise ImportError(f"pyft's compiled module _pyft_C does not load ({error}): {FIX}") from error
-    found = getattr(module, "__version__", "unknown")
+    found, found_interface = getattr(module, "__version__", "unknown"), getattr(module, "interface", 1)
+    where = getattr(module, "__file__", "unknown place")
     if found != version:
-        where = getattr(module, "__file__", "unknown place")
         raise ImportError(f"pyft is {version} but its compiled module _pyft_C is {found} ({where}): {FIX}")
+    if found_interface != interface:
+        raise ImportError(
+            f"pyft's compiled module _pyft_C has interface {found_interface}, this source expects {interface}"
+            f" ({where}): {FIX}"
+        )
     return module
 
 
