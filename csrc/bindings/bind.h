@@ -15,8 +15,8 @@ void run(void (*op)(const Args&, const ExecutionContext&), const Args& args, int
   op(args, ExecutionContext{num_threads, stream});
 }
 
-// The storage of an NF4 weight as Python passes it: (codes, absmax, absmax_codes, nested_absmax, offset, (N,
-// K)).
+// The storage of an NF4 weight as Python passes it: (codes, absmax, absmax_codes, nested_absmax, offset,
+// (N, K)).
 Nf4Tensors nf4_argument(const pybind11::tuple& parts);
 
 void bind_nf4(pybind11::module_& module);

@@ -25,8 +25,7 @@ void check_narrow(const char* op, const TensorRef& matrix) {
   check_contiguous(op, matrix);
 }
 
-}  // namespace
-
+// All but `projected` and `y`.
 void check_lora_linear(const LoraLinearArgs& args) {
   const char* op = "lora_linear";
   const WeightShape weight = check_lora_base(op, args.weight);
@@ -39,6 +38,8 @@ void check_lora_linear(const LoraLinearArgs& args) {
   check_lora_base_device(op, args.weight, args.x);
   common_device(op, {&args.x, &args.bias, &args.lora_A, &args.lora_B});
 }
+
+}  // namespace
 
 void lora_linear(const LoraLinearArgs& args, const ExecutionContext& context) {
   const char* op = "lora_linear";
@@ -163,6 +164,28 @@ void lora_grad_A(const LoraGradAArgs& args, const ExecutionContext& context) {
   check_dropout(op, args.dropout);
   const DeviceType device = common_device(op, {&args.x, &args.grad_projected, &args.grad_A, &args.workspace});
   run_on(op, device, args, context, nullptr, PYFT_CUDA_KERNEL(lora_grad_A));
+}
+
+void lora_addition(const LoraAdditionArgs& args, const ExecutionContext& context) {
+  const LoraLinearArgs& layer = args.layer;
+  check_lora_linear(layer);
+  lora_project({layer.x, layer.lora_A, layer.projected, args.workspace, layer.scaling, layer.dropout},
+               context);
+  if (layer.y.defined) lora_expand({layer.projected, layer.lora_B, layer.bias, layer.y, false}, context);
+}
+
+void lora_addition_backward(const LoraAdditionBackwardArgs& args, const ExecutionContext& context) {
+  if (args.grad_B.defined) {
+    lora_project({args.x, args.lora_A, args.projected, args.project_workspace, args.scaling, args.dropout},
+                 context);
+  }
+  lora_grad({args.grad_y, args.lora_B, args.projected, args.grad_projected, args.grad_B, args.row_workspace,
+             args.column_workspace, args.scaling},
+            context);
+  if (args.grad_x.defined)
+    lora_expand_backward({args.grad_projected, args.lora_A, args.grad_x, false, args.dropout}, context);
+  if (args.grad_A.defined)
+    lora_grad_A({args.x, args.grad_projected, args.grad_A, args.grad_A_workspace, args.dropout}, context);
 }
 
 }  // namespace pyft

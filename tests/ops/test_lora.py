@@ -248,6 +248,23 @@ def test_checkpoint_recomputes_the_same_mask(backend, dtype, base):
         assert torch.equal(plain, checkpointed)
 
 
+@pytest.mark.parametrize("base", ["dense", "nf4 nested"])
+def test_one_native_call_for_each_direction(backend, base, monkeypatch):
+    """Beside the product with the base, which on CUDA is torch's or NF4's own."""
+    layer, kernels, calls = Layer(backend, 70, 40, 64, base=base), backend.kernels or native.C, []
+    layer.run(0.1)  # plans are made once for each shape
+
+    def recorded(name, function):
+        return lambda **arguments: (calls.append(name), function(**arguments))[1]
+
+    for name, function in list(vars(kernels).items()):
+        if callable(function) and "lora" in name:
+            monkeypatch.setattr(kernels, name, recorded(name, function))
+    layer.run(0.1)
+    kind = "linear" if backend.name == "cpu" else "addition"
+    assert calls == [f"lora_{kind}", f"lora_{kind}_backward"]
+
+
 def test_errors_name_what_is_wrong(backend):
     layer = Layer(backend, 5, 40, 24, base="nf4 nested")
     given = {"x": layer.x, "weight": layer.base, "lora_A": layer.A, "lora_B": layer.B, "bias": layer.bias}

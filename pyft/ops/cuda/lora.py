@@ -6,15 +6,17 @@
 
     backward    S                                   once more, where dB is wanted: reads 2 T K bytes of x
                 dS = scaling * dY B, dB = dY^T S    one pass over dY
+                dX = drop'(dS A)
                 dA = dS^T drop(x)                   reads x
-                dX = drop'(dS A), dX += dY W
+                dX += dY W
 
-The base product is torch's on a dense weight and panel by panel on an NF4 one (`nf4_dequantized`). With few
-tokens NF4 has a kernel that writes its result (`nf4_few_tokens`) and takes the addition along; where that is
-not for the rank, or dX has entries dropped, it is added afterwards. Dropout's mask is computed from
-its seed wherever it is needed. Each sum is cut into parts by the shape alone (`C.plan_lora`), which go to a
-workspace and are added in order: always the same bits. Where the addition has kernels of its own, A and B
-count with all their 24 bits (csrc/cuda/device/split_float.h).
+In each direction all but the base product is one native call. The base product is torch's on a dense weight
+and panel by panel on an NF4 one (`nf4_dequantized`). With few tokens NF4 has a kernel that writes its result
+(`nf4_few_tokens`) and takes the addition along; where that is not for the rank, or dX has entries dropped, it
+is added afterwards. Dropout's mask is computed from its seed wherever it is needed. Each sum is cut into
+parts by the shape alone (`C.plan_lora`), which go to a workspace and are added in order: always the same
+bits. Where the addition has kernels of its own, A and B count with all their 24 bits
+(csrc/cuda/device/split_float.h).
 """
 
 from __future__ import annotations
@@ -38,23 +40,32 @@ if TYPE_CHECKING:
 def linear_on_cuda(arguments: Arguments) -> Tensor:
     """y; what `pyft.ops.lora` registers for CUDA."""
     layer = _Layer.of(arguments)
-    x, weight, lora_A, lora_B = layer.x, layer.weight, layer.lora_A, layer.lora_B
+    x, weight, lora_B, projected = layer.x, layer.weight, layer.lora_B, layer.narrow()
     bias = None if arguments.bias is None else arguments.bias.contiguous()
-    C.check_lora_linear(
-        x=x, weight=weight, bias=bias, lora_A=lora_A, lora_B=lora_B, dropout=layer.drop["dropout"]
+    y = x.new_empty((*arguments.x.shape[:-1], lora_B.shape[0]))
+    out, few_tokens = matrix(y), fits_few_tokens(x, weight, is_backward=False)
+    C.lora_addition(
+        x=x,
+        weight=weight,
+        bias=bias,
+        lora_A=layer.lora_A,
+        lora_B=lora_B,
+        projected=projected,
+        y=None if few_tokens else out,
+        workspace=_workspace(layer.plan(x)["project_parts"], projected),
+        scaling=layer.scaling,
+        **layer.drop,
+        **layer.where,
     )
-    projected = layer.project()
-    y = arguments.x.new_empty((*arguments.x.shape[:-1], lora_B.shape[0]))
-    out = matrix(y)
-    if fits_few_tokens(x, weight, is_backward=False):
+    if few_tokens:
         if _is_taken_along(projected, lora_B):
             linear_few_tokens(x, weight, out, bias=bias, projected=projected, lora_B=lora_B)
         else:
             linear_few_tokens(x, weight, out, bias=bias)
-            layer.expand(projected, None, out, accumulate=True)
-        return y
-    layer.expand(projected, bias, out, accumulate=False)
-    if isinstance(weight, Tensor):
+            C.lora_expand(
+                projected=projected, lora_B=lora_B, bias=None, y=out, accumulate=True, **layer.where
+            )
+    elif isinstance(weight, Tensor):
         out.addmm_(x, weight.T)
     else:
         linear_dequantized(x, weight, out, accumulate=True)
@@ -64,19 +75,60 @@ def linear_on_cuda(arguments: Arguments) -> Tensor:
 def linear_backward_on_cuda(arguments: BackwardArguments) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to x, A and B; those that are not wanted have no elements."""
     layer, grad_y = _Layer.of(arguments), matrix(arguments.grad_y)
+    x, weight, lora_A, lora_B = layer.x, layer.weight, layer.lora_A, layer.lora_B
     wants_x, wants_A, wants_B = arguments.wanted
-    projected = layer.project() if wants_B else None
+    projected = layer.narrow() if wants_B else None
     grad_projected = layer.narrow() if wants_x or wants_A else None
-    grad_B = layer.differentiate_B(grad_y, projected, grad_projected)
-    grad_x = layer.differentiate_x(grad_y, grad_projected) if wants_x else layer.x.new_empty(0)
-    grad_A = layer.differentiate_A(grad_projected) if wants_A else layer.lora_A.new_empty(0)
-    if grad_B is None:
-        grad_B = layer.lora_B.new_empty(0)
-    return grad_x.view(arguments.x.shape) if wants_x else grad_x, grad_A, grad_B
+    grad_x, grad_A, grad_B = (
+        torch.empty_like(given) if wants else None
+        for given, wants in zip((x, lora_A, lora_B), arguments.wanted, strict=True)
+    )
+    few_tokens = wants_x and fits_few_tokens(grad_y, weight, is_backward=True)
+    over_x, over_y = layer.plan(x), layer.plan(grad_y)
+    C.lora_addition_backward(
+        grad_y=grad_y,
+        x=x,
+        lora_A=lora_A,
+        lora_B=lora_B,
+        projected=projected,
+        grad_projected=grad_projected,
+        grad_x=None if few_tokens else grad_x,
+        grad_A=grad_A,
+        grad_B=grad_B,
+        project_workspace=_workspace(over_x["project_parts"], projected),
+        row_workspace=_workspace(over_y["row_parts" if wants_B else "project_parts"], grad_projected),
+        column_workspace=_workspace(over_y["column_parts"], grad_B),
+        grad_A_workspace=_workspace(over_x["column_parts"], grad_A),
+        scaling=layer.scaling,
+        **layer.drop,
+        **layer.where,
+    )
+    if few_tokens:
+        if layer.drop["dropout"] == 0.0 and _is_taken_along(grad_projected, lora_A):
+            backward_few_tokens(grad_y, weight, grad_x, grad_projected=grad_projected, lora_A=lora_A)
+        else:
+            backward_few_tokens(grad_y, weight, grad_x)
+            C.lora_expand_backward(
+                grad_projected=grad_projected,
+                lora_A=lora_A,
+                grad_x=grad_x,
+                accumulate=True,
+                **layer.drop,
+                **layer.where,
+            )
+    elif wants_x and isinstance(weight, Tensor):
+        grad_x.addmm_(grad_y, weight)
+    elif wants_x:
+        backward_dequantized(grad_y, weight, grad_x, accumulate=True)
+    return (
+        grad_x.view(arguments.x.shape) if wants_x else x.new_empty(0),
+        grad_A if wants_A else lora_A.new_empty(0),
+        grad_B if wants_B else lora_B.new_empty(0),
+    )
 
 
 class _Layer(NamedTuple):
-    """One call's inputs, contiguous, and the kernels for what is low-rank in it.
+    """One call's inputs, contiguous.
 
     Attributes:
         x: [T, K].
@@ -115,86 +167,6 @@ class _Layer(NamedTuple):
 
     def plan(self, wide: Tensor) -> dict[str, int]:
         return _plan(C, *wide.shape, self.lora_A.shape[0])
-
-    def project(self) -> Tensor:
-        """S."""
-        projected = self.narrow()
-        C.lora_project(
-            x=self.x,
-            lora_A=self.lora_A,
-            projected=projected,
-            workspace=_workspace(self.plan(self.x)["project_parts"], projected),
-            scaling=self.scaling,
-            **self.drop,
-            **self.where,
-        )
-        return projected
-
-    def expand(self, projected: Tensor, bias: Tensor | None, y: Tensor, *, accumulate: bool) -> None:
-        """y = [y +] S B^T + bias."""
-        C.lora_expand(
-            projected=projected, lora_B=self.lora_B, bias=bias, y=y, accumulate=accumulate, **self.where
-        )
-
-    def differentiate_B(
-        self, grad_y: Tensor, projected: Tensor | None, grad_projected: Tensor | None
-    ) -> Tensor | None:
-        """Fill dS where there is a tensor for it; dB where S is given."""
-        plan = self.plan(grad_y)
-        grad_B = None if projected is None else torch.empty_like(self.lora_B)
-        row_parts = plan["project_parts" if grad_B is None else "row_parts"]
-        C.lora_grad(
-            grad_y=grad_y,
-            lora_B=self.lora_B,
-            projected=projected,
-            grad_projected=grad_projected,
-            grad_B=grad_B,
-            row_workspace=_workspace(row_parts, grad_projected),
-            column_workspace=_workspace(plan["column_parts"], grad_B),
-            scaling=self.scaling,
-            **self.where,
-        )
-        return grad_B
-
-    def differentiate_A(self, grad_projected: Tensor) -> Tensor:
-        grad_A = torch.empty_like(self.lora_A)
-        C.lora_grad_A(
-            x=self.x,
-            grad_projected=grad_projected,
-            grad_A=grad_A,
-            workspace=_workspace(self.plan(self.x)["column_parts"], grad_A),
-            **self.drop,
-            **self.where,
-        )
-        return grad_A
-
-    def differentiate_x(self, grad_y: Tensor, grad_projected: Tensor) -> Tensor:
-        weight, lora_A = self.weight, self.lora_A
-        grad_x = torch.empty_like(self.x)
-        if fits_few_tokens(grad_y, weight, is_backward=True):
-            if self.drop["dropout"] == 0.0 and _is_taken_along(grad_projected, lora_A):
-                backward_few_tokens(grad_y, weight, grad_x, grad_projected=grad_projected, lora_A=lora_A)
-            else:
-                backward_few_tokens(grad_y, weight, grad_x)
-                self.expand_backward(grad_projected, grad_x, accumulate=True)
-            return grad_x
-        self.expand_backward(grad_projected, grad_x, accumulate=False)
-        if isinstance(weight, Tensor):
-            grad_x.addmm_(grad_y, weight)
-        else:
-            backward_dequantized(grad_y, weight, grad_x, accumulate=True)
-        return grad_x
-
-    def expand_backward(self, grad_projected: Tensor, grad_x: Tensor, *, accumulate: bool) -> None:
-        """dX = [dX +] drop'(dS A)."""
-        C.lora_expand_backward(
-            grad_projected=grad_projected,
-            lora_A=self.lora_A,
-            grad_x=grad_x,
-            accumulate=accumulate,
-            **self.drop,
-            **self.where,
-        )
 
 
 @functools.lru_cache(4096)

@@ -51,9 +51,6 @@ void lora_linear_backward(const LoraLinearBackwardArgs& args, const ExecutionCon
 
 // ---- CUDA: the kernels that pyft/ops/cuda/lora.py puts around a product with the base ---------------------
 
-// What lora_linear checks of its arguments; `projected` and `y` are not looked at.
-void check_lora_linear(const LoraLinearArgs& args);
-
 // How the kernels cut their sums, over a matrix [T, W] beside rank R. Depends on the shape alone, and so do
 // the bits. Parts of a sum that are more than one are kept in a workspace, then added in order.
 struct LoraPlan {
@@ -119,5 +116,34 @@ struct LoraGradAArgs {
 };
 // dA = dS^T drop(x).
 void lora_grad_A(const LoraGradAArgs& args, const ExecutionContext& context);
+
+// ---- CUDA: these kernels one after the other, all that one direction has beside the base product ----------
+
+struct LoraAdditionArgs {
+  LoraLinearArgs layer;  // y may be None: S alone. The weight is checked, and not read
+  TensorRef workspace;   // lora_project's
+};
+// lora_linear's checks; S; y = S B^T + bias.
+void lora_addition(const LoraAdditionArgs& args, const ExecutionContext& context);
+
+struct LoraAdditionBackwardArgs {
+  TensorRef grad_y;             // float32 or bfloat16 [T, N], contiguous
+  TensorRef x;                  // grad_y's dtype [T, K], contiguous
+  TensorRef lora_A;             // float32 [R, K], contiguous
+  TensorRef lora_B;             // float32 [N, R], contiguous
+  TensorRef projected;          // workspace: float32 [T, R], contiguous: S; None where grad_B is
+  TensorRef grad_projected;     // out: float32 [T, R], contiguous: dS; None where nothing needs it
+  TensorRef grad_x;             // out: x's dtype [T, K], contiguous: drop'(dS A), or None
+  TensorRef grad_A;             // out: float32 [R, K], contiguous, or None
+  TensorRef grad_B;             // out: float32 [N, R], contiguous, or None
+  TensorRef project_workspace;  // lora_project's
+  TensorRef row_workspace;      // lora_grad's
+  TensorRef column_workspace;   // lora_grad's
+  TensorRef grad_A_workspace;   // lora_grad_A's
+  double scaling;
+  Dropout dropout;
+};
+// S, dS, dB, dA, and dX without the product with the base, of which those that are given.
+void lora_addition_backward(const LoraAdditionBackwardArgs& args, const ExecutionContext& context);
 
 }  // namespace pyft
