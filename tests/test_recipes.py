@@ -56,6 +56,15 @@ def test_recipes_for_real_models(name: str) -> None:
     assert train.evaluation_inputs
 
 
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_copy_writes_into_a_folder_of_its_own_name(name: str, tmp_path: Path) -> None:
+    """The README trains `my.yaml` and then talks to `runs/my`."""
+    copy = tmp_path / "my.yaml"
+    copy.write_bytes(shipped_recipes()[name].read_bytes())
+    assert load_recipe(str(copy), []).output_dir == str(Path("runs/my").absolute())
+    assert load_recipe(name, []).output_dir == str(Path("runs", name).absolute())
+
+
 @pytest.mark.parametrize("name", FOR_REAL_MODELS)
 def test_every_key_has_a_comment(name: str) -> None:
     for line in shipped_recipes()[name].read_text(encoding="utf-8").splitlines():
