@@ -19,13 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyft.assemble import (
-    build_generate,
-    build_model,
-    build_questions,
-    device_of,
-    run_identity,
-)
+from pyft.assemble import build_generate, build_model, build_questions, device_of, run_identity
 from pyft.config.load import Recipe
 from pyft.config.schema import Stage
 from pyft.config.yaml_text import dump_yaml

@@ -1,4 +1,4 @@
-"""The numbers of a run on disk: trainer_log.jsonl and samples.jsonl, and how a row comes about.
+"""The logs of a run: trainer_log.jsonl and samples.jsonl.
 
 A row is one JSON object a line, written and flushed at once. Fields that a clock or a memory meter writes
 have `per_second`, `seconds`, `time` or `memory` in their names; all others are equal, bit for bit, between

@@ -32,7 +32,7 @@ class Result:
         folder: where the weights are.
         base: the model that an adapter belongs to; None when the folder holds a whole model.
         tokenizer: folder of the tokenizer.
-        mode: "pretrain" or "sft"; None when no run says so.
+        mode: what it was trained in; None when no run says so.
         template: name of the chat template; None is the tokenizer's own.
         system: system text of the questions asked during training, else the default one of the data.
         dtype: name of the compute dtype; None is the stored one.

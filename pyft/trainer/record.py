@@ -117,7 +117,7 @@ class RunRecord:
         self._samples.write(row)
 
     def boundary(self, *, pending: bool) -> Boundary:
-        """Return the present moment."""
+        """Take down what a checkpoint needs of this moment."""
         return Boundary(rng_state(), self._log_bytes(), pending)
 
     def after_evaluation(self, before: Boundary) -> Boundary:

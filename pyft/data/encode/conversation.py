@@ -31,7 +31,7 @@ from pyft.data.tokenizers.text import Encoded, Span, SpelledText, encode_all
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _RenderedRow:
     """One rendered row: the whole, and for each trained turn its span and the end of the prompt it answers.
 
     A prompt that is no prefix of the whole text has no end.
@@ -54,23 +54,23 @@ class ConversationEncoder:
 
     def encode(self, rows: Sequence[Row], system: str | None) -> Iterator[EncodedRow]:
         """Encode rows with messages, in order; those without a system text get this one."""
-        plans = [self._plan(row, system) for row in rows]
-        planned = [plan for plan in plans if isinstance(plan, _Plan)]
-        texts = [plan.whole for plan in planned]
+        results = [self._render(row, system) for row in rows]
+        rendered = [chat for chat in results if isinstance(chat, _RenderedRow)]
+        texts = [chat.whole for chat in rendered]
         encoded = encode_all(self._tokenizer, texts, self._template.control_tokens)
         prompts = [
-            (plan.whole, ids, end)
-            for plan, ids in zip(planned, encoded, strict=True)
-            for _, end in plan.turns
+            (chat.whole, ids, end)
+            for chat, ids in zip(rendered, encoded, strict=True)
+            for _, end in chat.turns
             if end is not None
         ]
         leading = iter(self._check.count_leading(prompts))
         ids = iter(encoded)
-        for plan in plans:
-            yield self._label(plan, next(ids), leading) if isinstance(plan, _Plan) else plan
+        for chat in results:
+            yield self._label(chat, next(ids), leading) if isinstance(chat, _RenderedRow) else chat
 
-    def _plan(self, row: Row, system: str | None) -> _Plan | EncodedRow:
-        """Render a row; it is done with where nothing in it is trained or the template refuses it."""
+    def _render(self, row: Row, system: str | None) -> _RenderedRow | EncodedRow:
+        """Render a row; the final answer at once where nothing is trained or the template refuses it."""
         messages = list(row.messages or ())
         if system and not any(message.role == "system" for message in messages):
             messages.insert(0, Message("system", system))
@@ -97,7 +97,7 @@ class ConversationEncoder:
             counts["cut_text"] = self._render_rest(whole.text, messages, len(kept), row.tools)
         kept_answers = (i for i in answers if i < len(kept))
         places = dict(zip(kept_answers, zip(whole.spans, whole.prompt_ends, strict=True), strict=True))
-        return _Plan(whole.spelled, [places[i] for i in trained], counts)
+        return _RenderedRow(whole.spelled, [places[i] for i in trained], counts)
 
     def _render_rest(self, kept: str, messages: Sequence[Message], num_kept: int, tools: Tools) -> str:
         """Write the turns that were cut; as the template would have written them, where it can."""
@@ -115,11 +115,11 @@ class ConversationEncoder:
             "fix the row, or name another template (model.template)"
         )
 
-    def _label(self, plan: _Plan, row: Encoded, leading: Iterator[int | None]) -> EncodedRow:
+    def _label(self, chat: _RenderedRow, row: Encoded, leading: Iterator[int | None]) -> EncodedRow:
         ids = np.array(row.ids, np.int32)
         labels = ids.copy() if self._options.train_on == "all" else np.full_like(ids, IGNORED)
         differs = False
-        for (start, end), prompt_end in plan.turns:
+        for (start, end), prompt_end in chat.turns:
             num_prompt = next(leading) if prompt_end is not None else None
             differs = differs or num_prompt is None
             if self._options.train_on == "all":
@@ -131,8 +131,8 @@ class ConversationEncoder:
             labels[first:last] = ids[first:last]
         if not self._options.train_on_eot:
             labels[labels == self._end_mark_id] = IGNORED
-        whole = WholeRow(Sample(ids, labels), plan.whole.text, lambda index: row.characters(index)[0])
-        return fit(whole, self._options, prompt_differs=differs, **plan.counts)
+        whole = WholeRow(Sample(ids, labels), chat.whole.text, lambda index: row.characters(index)[0])
+        return fit(whole, self._options, prompt_differs=differs, **chat.counts)
 
     def _find_last(self, row: Encoded, end: int) -> int:
         """Find one past the last token of a span: the end mark may take in blanks that follow it."""
