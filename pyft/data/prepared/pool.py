@@ -62,6 +62,10 @@ class WorkerPool:
                 with theirs, _signals_held_back():
                     process.start()
                     processes.append(process)
+                if not self._end.still_active():
+                    # In another thread the interpreter ends: it has ended the others, and waits for this one.
+                    _kill(processes, self._pipes)
+                    raise RuntimeError("workers cannot be started: the program is ending")
         except BaseException:
             self.close()
             raise

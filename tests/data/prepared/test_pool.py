@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from multiprocessing import util
+from multiprocessing.context import SpawnProcess
 
 import pytest
 from waiting import SECONDS, process_state, wait_until
 from worker_orders import Orders
 
+from pyft.data.prepared import pool as pool_module
 from pyft.data.prepared.pool import CHUNKS_PER_WORKER, WorkerPool
 from pyft.errors import DataError, Interrupted
 
@@ -167,6 +170,22 @@ def test_a_thread_that_blocks_signals_still_does(tmp_path):
     command = [sys.executable, str(script)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
     assert (run.stdout, run.stderr) == ("True\n", "")
+
+
+def test_a_worker_that_starts_while_the_interpreter_ends_is_ended(monkeypatch, workers):
+    """It holds signals back, so multiprocessing would wait for it for ever."""
+    start = SpawnProcess.start
+
+    def end_pools_and_start(process: SpawnProcess) -> None:
+        for finalizer in list(util._finalizer_registry.values()):
+            if finalizer._callback is pool_module._kill:
+                finalizer()
+        start(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", end_pools_and_start)
+    with pytest.raises(RuntimeError, match="the program is ending"):
+        WorkerPool(Orders(), 2, lambda: None)
+    assert not workers()
 
 
 ENDED = ("", "Z")
