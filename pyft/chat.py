@@ -264,11 +264,21 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="T",
-        help="0: the most likely token; above: sample (0)",
+        help="0 takes the most likely token, more samples (default: 0)",
     )
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from this share (1.0)")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=512, metavar="N", help="limit of an answer in tokens (512)"
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample from the likeliest tokens that make up this share (default: 1.0)",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=512,
+        metavar="N",
+        help="longest answer, in tokens (default: 512)",
     )
     return parser
 

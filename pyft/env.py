@@ -110,7 +110,8 @@ def print_environment(_: argparse.Namespace) -> None:
 def command_line() -> argparse.ArgumentParser:
     """Describe the command."""
     return argparse.ArgumentParser(
-        prog="python -m pyft.env", description="Versions, and what was built and found: for bug reports."
+        prog="python -m pyft.env",
+        description="Print versions, and what was built and found: put it into a bug report.",
     )
 
 

@@ -26,10 +26,15 @@ def command_line() -> argparse.ArgumentParser:
         prog="python -m pyft.train", description="Fine-tune a language model as a recipe says."
     )
     parser.add_argument(
-        "recipe", metavar="RECIPE", help="a recipe file, or a shipped one: python -m pyft.recipes"
+        "recipe",
+        metavar="RECIPE",
+        help="a recipe file, or the name of a shipped one (see python -m pyft.recipes)",
     )
     parser.add_argument(
-        "overrides", metavar="key.sub=value", nargs="*", help="changes to it, as train.learning_rate=1e-4"
+        "overrides",
+        metavar="key.sub=value",
+        nargs="*",
+        help="override of one of its keys, as train.learning_rate=1e-4",
     )
     return parser
 

@@ -34,8 +34,17 @@ def make_parser() -> argparse.ArgumentParser:
         description="Show what training would see: formats, the ledger, samples with what is learned marked; "
         "or list the chat templates, or render a small conversation with one of them or with a .jinja file.",
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="path of a recipe, or a shipped one's name")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="overrides of the recipe")
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help="a recipe file, or the name of a shipped one (see python -m pyft.recipes)",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key.sub=value",
+        help="override of one of its keys, as data.max_length=512",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--json", action="store_true", help="a line of JSON per sample in file order, then the ledger"

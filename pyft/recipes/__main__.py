@@ -45,11 +45,11 @@ def copy_recipe(options: argparse.Namespace) -> None:
 def command_line() -> argparse.ArgumentParser:
     """Describe the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m pyft.recipes", description="Shipped recipes: list, copy."
+        prog="python -m pyft.recipes", description="List the shipped recipes, or copy one."
     )
-    parser.add_argument("action", nargs="?", choices=("list", "copy"), default="list", help="by default list")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="copy: which recipe")
-    parser.add_argument("dest", nargs="?", metavar="DEST", help="copy: a new file, or a folder")
+    parser.add_argument("action", nargs="?", choices=("list", "copy"), default="list", help="default: list")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the recipe to copy")
+    parser.add_argument("dest", nargs="?", metavar="DEST", help="a new file, or a folder to copy it into")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The names in a run's folder, each said here alone.
+"""The names in a run's folder, each written here and nowhere else.
 
     output_dir/                   of a run, or of one stage of it
       .pyft.lock                  held while the run writes here

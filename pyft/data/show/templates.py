@@ -1,4 +1,4 @@
-"""The chat templates there are, and what each makes of a small conversation. No model is needed: a template
+"""The chat templates, and what each makes of a small conversation. No model is needed: a template
 is shown with a tokenizer made on the spot, which has the control tokens that the template wants.
 """
 
