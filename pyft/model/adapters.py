@@ -22,23 +22,22 @@ from pyft.model.tensor_names import layer_free, shorten
 
 ALL_LINEAR = "all-linear"
 
-
 ADAPTER_TYPES: tuple[type[AdapterLayer], ...] = (LoRALinear,)
-"""All there are; the first that takes the settings is the one."""
+"""All there are, the usual one first; the first that takes the settings is the one."""
 
 
 def adapter_maker(settings: Mapping[str, Any]) -> Callable[[FrozenLinear], AdapterLayer]:
     """Choose the type that computes what settings by PEFT's names ask for, and give it these.
 
-    Where none does, the ValueError says what the last one cannot.
+    Where none does, the ValueError says what the first one cannot.
     """
-    refused: ValueError
+    refusals = []
     for kind in ADAPTER_TYPES:
         try:
             return partial(kind, **kind.options(settings))
         except ValueError as error:
-            refused = error
-    raise refused
+            refusals.append(error)
+    raise refusals[0]
 
 
 def attach_adapters(

@@ -358,7 +358,9 @@ class _Scaled(AdapterLayer):
 def test_another_type_of_adapter_needs_its_class_and_an_entry_in_the_table(
     tmp_path, monkeypatch, quantization
 ):
-    monkeypatch.setattr(adapters, "ADAPTER_TYPES", (_Scaled, LoRALinear))
+    monkeypatch.setattr(adapters, "ADAPTER_TYPES", (LoRALinear, _Scaled))
+    with pytest.raises(ValueError, match="use_rslora is True"):
+        adapters.adapter_maker({"r": 4, "use_rslora": True})
     assert isinstance(next(iter(adapted_layers(adapted(tmp_path)).values())), LoRALinear)
     model = load_model(tmp_path, dtype=torch.float32, quantization=quantization)
     settings = {"peft_type": "SCALED", "ceiling": 0.5}
