@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import pyft.ops
+from pyft.ops.native import INTERFACE
 from pyft.ops.operation import OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +47,7 @@ def load_emulated(folder: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("_pyft_emulated", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    assert getattr(module, "interface", 1) == INTERFACE, f"{path} was built from another source"
     return module
 
 
