@@ -153,7 +153,7 @@ def violations(modules: dict[str, Module], root: str = "pyft") -> list[str]:
 
 
 def circles(modules: dict[str, Module]) -> list[list[str]]:
-    """Find the groups of modules that reach each other by imports, those inside functions included."""
+    """Find the groups of modules that reach each other by imports of any kind."""
     reached = {name: _reached(name, modules) for name in modules}
     groups = {
         tuple(sorted(other for other in reached[name] if name in reached[other]))
@@ -168,7 +168,7 @@ def _reached(start: str, modules: dict[str, Module]) -> set[str]:
     queue = [start]
     while queue:
         module = modules[queue.pop()]
-        for target in (module.loaded | module.deferred) & modules.keys():
+        for target in (module.loaded | module.deferred | module.types) & modules.keys():
             # A package named on the way to something inside it is not an import of what it holds.
             if target not in found and not is_in(module.name, [target]):
                 found.add(target)

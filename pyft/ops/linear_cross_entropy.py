@@ -31,6 +31,7 @@ from pyft.ops.linear_cross_entropy_two_passes import (
 )
 from pyft.ops.native import C, runs_on_cuda
 from pyft.ops.operation import Operation
+from pyft.ops.signatures import LinearCrossEntropyArguments
 
 
 def linear_cross_entropy(
@@ -94,7 +95,7 @@ def linear_cross_entropy(
         plan = _plan_on_cpu(hidden, head_weight, terms, wanted)
         if plan["by_two_passes"]:
             return LINEAR_CROSS_ENTROPY_FORWARD(ForwardArguments(*inputs, plan["kept_rows"])).loss
-    return _LINEAR_CROSS_ENTROPY(Arguments(*inputs, wanted, num_targets)).loss
+    return _LINEAR_CROSS_ENTROPY(LinearCrossEntropyArguments(*inputs, wanted, num_targets)).loss
 
 
 def _check_num_targets(num_targets: int, targets: Tensor, ignore_index: int) -> None:
@@ -111,19 +112,6 @@ def _check_num_targets(num_targets: int, targets: Tensor, ignore_index: int) -> 
 
 
 # ---- what torch knows of it: the loss, and the gradients with it ------------------------------------------
-
-
-class Arguments(NamedTuple):
-    """What it is computed from, on either device."""
-
-    hidden: Tensor  # [T, K]
-    head_weight: Tensor  # [V, K]
-    bias: Tensor | None  # [V]
-    targets: Tensor  # int64 [T]
-    ignore_index: int
-    terms: list[float]  # logit_scale, logit_softcap or 0, label_smoothing, z_loss
-    wanted: list[bool]  # the gradients of hidden, head_weight and bias
-    num_targets: int | None  # on the CPU not looked at
 
 
 class Result(NamedTuple):
@@ -148,14 +136,14 @@ def _plan_on_cpu(
     )
 
 
-def _empty_result(arguments: Arguments) -> Result:
+def _empty_result(arguments: LinearCrossEntropyArguments) -> Result:
     hidden = arguments.hidden
     of_head = hidden.dtype if runs_on_cuda(hidden) else torch.float32
     loss = hidden.new_empty((), dtype=torch.float32)
     return Result(loss, *empty_gradients(arguments, torch.float32, of_head, of_head))
 
 
-def _loss_and_gradients(arguments: Arguments) -> Result:
+def _loss_and_gradients(arguments: LinearCrossEntropyArguments) -> Result:
     result, hidden = _empty_result(arguments), arguments.hidden
     plan = _plan_on_cpu(hidden, arguments.head_weight, arguments.terms, arguments.wanted)
     C.linear_cross_entropy(
@@ -175,7 +163,7 @@ def _scaled_gradients(kept: SimpleNamespace, wanted: set[str], grad_loss: Tensor
 
 _LINEAR_CROSS_ENTROPY = Operation(
     "linear_cross_entropy",
-    Arguments,
+    LinearCrossEntropyArguments,
     _empty_result,
     cpu=_loss_and_gradients,
     cuda=loss_and_gradients_on_cuda,

@@ -27,6 +27,7 @@ from pyft.ops.dropout import draw_seed
 from pyft.ops.native import C, execution
 from pyft.ops.nf4 import NF4Weight
 from pyft.ops.operation import Operation
+from pyft.ops.signatures import LoraArguments, LoraBackwardArguments
 
 
 def lora_linear(
@@ -73,36 +74,11 @@ def lora_linear(
         raise ValueError(f"lora_linear: dropout is {dropout}, expected 0 <= dropout < 1")
     seed = draw_seed() if dropout > 0.0 else 0
     return _LORA_LINEAR(
-        Arguments(x, parts, shape, lora_A, lora_B, bias, float(scaling), float(dropout), seed)
+        LoraArguments(x, parts, shape, lora_A, lora_B, bias, float(scaling), float(dropout), seed)
     )
 
 
 # ---- what torch knows of it ------------------------------------------------------------------------------
-
-
-class Arguments(NamedTuple):
-    x: Tensor  # [..., K]
-    weight: list[Tensor | None]  # the dense weight alone, or NF4Weight.parts
-    shape: list[int]  # N, K
-    lora_A: Tensor  # float32 [R, K]
-    lora_B: Tensor  # float32 [N, R]
-    bias: Tensor | None  # [N]
-    scaling: float
-    dropout: float
-    seed: int
-
-
-class BackwardArguments(NamedTuple):
-    grad_y: Tensor  # [..., N]
-    x: Tensor
-    weight: list[Tensor | None]
-    shape: list[int]
-    lora_A: Tensor
-    lora_B: Tensor
-    scaling: float
-    dropout: float
-    seed: int
-    wanted: list[bool]  # the gradients of x, A and B
 
 
 class Gradients(NamedTuple):
@@ -111,15 +87,15 @@ class Gradients(NamedTuple):
     grad_B: Tensor
 
 
-def _handle(arguments: Arguments) -> Tensor:
+def _handle(arguments: LoraArguments) -> Tensor:
     return arguments.x.new_zeros(()).expand((*arguments.x.shape[:-1], arguments.shape[0]))
 
 
-def _empty_y(arguments: Arguments) -> Tensor:
+def _empty_y(arguments: LoraArguments) -> Tensor:
     return arguments.x.new_empty((*arguments.x.shape[:-1], arguments.shape[0]))
 
 
-def _lora(arguments: Arguments) -> Tensor:
+def _lora(arguments: LoraArguments) -> Tensor:
     y, rows = _empty_y(arguments), matrix(arguments.x)
     C.lora_linear(
         x=rows,
@@ -137,7 +113,7 @@ def _lora(arguments: Arguments) -> Tensor:
     return y
 
 
-def _empty_gradients(arguments: BackwardArguments) -> Gradients:
+def _empty_gradients(arguments: LoraBackwardArguments) -> Gradients:
     x, lora_A, lora_B = arguments.x, arguments.lora_A, arguments.lora_B
     wants_x, wants_A, wants_B = arguments.wanted
     return Gradients(
@@ -147,7 +123,7 @@ def _empty_gradients(arguments: BackwardArguments) -> Gradients:
     )
 
 
-def _lora_backward(arguments: BackwardArguments) -> Gradients:
+def _lora_backward(arguments: LoraBackwardArguments) -> Gradients:
     gradients, rows = _empty_gradients(arguments), matrix(arguments.x)
     wants_x, wants_A, wants_B = arguments.wanted
     narrow = (rows.shape[0], arguments.lora_A.shape[0])
@@ -173,7 +149,7 @@ def _lora_backward(arguments: BackwardArguments) -> Gradients:
 def _lora_gradients(kept: SimpleNamespace, wanted: set[str], grad_y: Tensor) -> dict[str, Tensor]:
     found, wants = {}, [name in wanted for name in ("x", "lora_A", "lora_B")]
     if any(wants):
-        results = _LORA_LINEAR_BACKWARD(BackwardArguments(grad_y=grad_y, wanted=wants, **vars(kept)))
+        results = _LORA_LINEAR_BACKWARD(LoraBackwardArguments(grad_y=grad_y, wanted=wants, **vars(kept)))
         found = {"x": results.grad_x, "lora_A": results.grad_A, "lora_B": results.grad_B}
     if "bias" in wanted:
         found["bias"] = grad_y.sum(dim=tuple(range(grad_y.dim() - 1)))
@@ -182,14 +158,14 @@ def _lora_gradients(kept: SimpleNamespace, wanted: set[str], grad_y: Tensor) -> 
 
 _LORA_LINEAR_BACKWARD = Operation(
     "lora_linear_backward",
-    BackwardArguments,
+    LoraBackwardArguments,
     _empty_gradients,
     cpu=_lora_backward,
     cuda=linear_backward_on_cuda,
 )
 _LORA_LINEAR = Operation(
     "lora_linear",
-    Arguments,
+    LoraArguments,
     _empty_y,
     cpu=_lora,
     cuda=linear_on_cuda,

@@ -23,6 +23,7 @@ from pyft.ops.arguments import matrix, nf4_parts
 from pyft.ops.cuda.nf4 import linear_backward_on_cuda, linear_on_cuda
 from pyft.ops.native import C, execution
 from pyft.ops.operation import Operation
+from pyft.ops.signatures import NF4LinearArguments, NF4LinearBackwardArguments
 
 BLOCK_SIZE: int = C.nf4_block_size
 NESTED_BLOCK_SIZE: int = C.nested_block_size
@@ -112,7 +113,7 @@ def nf4_linear(x: Tensor, weight: NF4Weight, bias: Tensor | None = None) -> Tens
     Returns:
         [..., N] in x's dtype. Shapes or dtypes that do not fit are a ValueError that names the argument.
     """
-    return _LINEAR(LinearArguments(x, weight.parts, weight.shape, bias))
+    return _LINEAR(NF4LinearArguments(x, weight.parts, weight.shape, bias))
 
 
 def nf4_from_bitsandbytes(
@@ -192,19 +193,6 @@ class DequantizeArguments(NamedTuple):
     dtype: torch.dtype
 
 
-class LinearArguments(NamedTuple):
-    x: Tensor  # [..., K]
-    weight: list[Tensor | None]
-    shape: list[int]
-    bias: Tensor | None  # [N]
-
-
-class LinearBackwardArguments(NamedTuple):
-    grad_y: Tensor  # [..., N]
-    weight: list[Tensor | None]
-    shape: list[int]
-
-
 def _empty_codes(arguments: QuantizeArguments) -> Quantized:
     num_weights, device = arguments.weight.numel(), arguments.weight.device
     return Quantized(
@@ -246,11 +234,11 @@ def _dequantize(arguments: DequantizeArguments) -> Tensor:
     return out
 
 
-def _empty_y(arguments: LinearArguments) -> Tensor:
+def _empty_y(arguments: NF4LinearArguments) -> Tensor:
     return arguments.x.new_empty((*arguments.x.shape[:-1], arguments.shape[0]))
 
 
-def _linear(arguments: LinearArguments) -> Tensor:
+def _linear(arguments: NF4LinearArguments) -> Tensor:
     if arguments.x.dim() == 0:
         raise ValueError("nf4_linear: x has shape [], expected [..., K]")
     y = _empty_y(arguments)
@@ -264,11 +252,11 @@ def _linear(arguments: LinearArguments) -> Tensor:
     return y
 
 
-def _empty_grad_x(arguments: LinearBackwardArguments) -> Tensor:
+def _empty_grad_x(arguments: NF4LinearBackwardArguments) -> Tensor:
     return arguments.grad_y.new_empty((*arguments.grad_y.shape[:-1], arguments.shape[1]))
 
 
-def _linear_backward(arguments: LinearBackwardArguments) -> Tensor:
+def _linear_backward(arguments: NF4LinearBackwardArguments) -> Tensor:
     grad_x = _empty_grad_x(arguments)
     C.nf4_linear_backward(
         grad_y=matrix(arguments.grad_y),
@@ -282,7 +270,7 @@ def _linear_backward(arguments: LinearBackwardArguments) -> Tensor:
 def _linear_gradients(kept: SimpleNamespace, wanted: set[str], grad_y: Tensor) -> dict[str, Tensor]:
     found = {}
     if "x" in wanted:
-        found["x"] = _LINEAR_BACKWARD(LinearBackwardArguments(grad_y, kept.weight, kept.shape))
+        found["x"] = _LINEAR_BACKWARD(NF4LinearBackwardArguments(grad_y, kept.weight, kept.shape))
     if "bias" in wanted:
         found["bias"] = matrix(grad_y).sum(dim=0)
     return found
@@ -292,7 +280,7 @@ def _linear_backward_gradients(
     kept: SimpleNamespace, wanted: set[str], grad_grad_x: Tensor
 ) -> dict[str, Tensor]:
     """The backward is linear in dY, its gradient is the forward again."""
-    return {"grad_y": _LINEAR(LinearArguments(grad_grad_x, kept.weight, kept.shape, None))}
+    return {"grad_y": _LINEAR(NF4LinearArguments(grad_grad_x, kept.weight, kept.shape, None))}
 
 
 _QUANTIZE = Operation("nf4_quantize", QuantizeArguments, _empty_codes, cpu=_quantize, cuda=_quantize)
@@ -308,7 +296,7 @@ _DEQUANTIZE = Operation(
 )
 _LINEAR_BACKWARD = Operation(
     "nf4_linear_backward",
-    LinearBackwardArguments,
+    NF4LinearBackwardArguments,
     _empty_grad_x,
     cpu=_linear_backward,
     cuda=linear_backward_on_cuda,
@@ -318,7 +306,7 @@ _LINEAR_BACKWARD = Operation(
 )
 _LINEAR = Operation(
     "nf4_linear",
-    LinearArguments,
+    NF4LinearArguments,
     _empty_y,
     cpu=_linear,
     cuda=linear_on_cuda,

@@ -22,7 +22,7 @@ Shapes: T tokens, R rows worked on, K hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,9 +30,7 @@ from torch import Tensor
 from pyft.ops.cuda.linear_cross_entropy_plan import Plan, plan_linear_cross_entropy
 from pyft.ops.cuda.matmul import multiply
 from pyft.ops.native import C, Execution, execution
-
-if TYPE_CHECKING:
-    from pyft.ops.linear_cross_entropy import Arguments
+from pyft.ops.signatures import LinearCrossEntropyArguments
 
 
 class _Call(NamedTuple):
@@ -52,7 +50,9 @@ class _Call(NamedTuple):
     where: Execution
 
 
-def loss_and_gradients_on_cuda(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def loss_and_gradients_on_cuda(
+    arguments: LinearCrossEntropyArguments,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss and gradients; what `pyft.ops.linear_cross_entropy` registers for CUDA."""
     hidden, head_weight = arguments.hidden.contiguous(), arguments.head_weight.contiguous()
     bias = None if arguments.bias is None else arguments.bias.contiguous()

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,12 +32,10 @@ from pyft.ops.arguments import lora_base, matrix
 from pyft.ops.cuda.nf4_dequantized import backward_dequantized, linear_dequantized
 from pyft.ops.cuda.nf4_few_tokens import backward_few_tokens, fits_few_tokens, linear_few_tokens
 from pyft.ops.native import C, Execution, execution
-
-if TYPE_CHECKING:
-    from pyft.ops.lora import Arguments, BackwardArguments
+from pyft.ops.signatures import LoraArguments, LoraBackwardArguments
 
 
-def linear_on_cuda(arguments: Arguments) -> Tensor:
+def linear_on_cuda(arguments: LoraArguments) -> Tensor:
     """y; what `pyft.ops.lora` registers for CUDA."""
     layer = _Layer.of(arguments)
     x, weight, lora_B, projected = layer.x, layer.weight, layer.lora_B, layer.narrow()
@@ -72,7 +70,7 @@ def linear_on_cuda(arguments: Arguments) -> Tensor:
     return y
 
 
-def linear_backward_on_cuda(arguments: BackwardArguments) -> tuple[Tensor, Tensor, Tensor]:
+def linear_backward_on_cuda(arguments: LoraBackwardArguments) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to x, A and B; those that are not wanted have no elements."""
     layer, grad_y = _Layer.of(arguments), matrix(arguments.grad_y)
     x, weight, lora_A, lora_B = layer.x, layer.weight, layer.lora_A, layer.lora_B
@@ -149,7 +147,7 @@ class _Layer(NamedTuple):
     where: Execution
 
     @classmethod
-    def of(cls, arguments: Arguments | BackwardArguments) -> _Layer:
+    def of(cls, arguments: LoraArguments | LoraBackwardArguments) -> _Layer:
         weight = lora_base(arguments.weight, arguments.shape)
         return cls(
             matrix(arguments.x),

@@ -6,20 +6,16 @@ else          panels of the weight, dequantised and multiplied by torch (pyft.op
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from pyft.ops.arguments import matrix, nf4_parts
 from pyft.ops.cuda.nf4_dequantized import backward_dequantized, linear_dequantized
 from pyft.ops.cuda.nf4_few_tokens import backward_few_tokens, fits_few_tokens, linear_few_tokens
-
-if TYPE_CHECKING:
-    from pyft.ops.nf4 import LinearArguments, LinearBackwardArguments
+from pyft.ops.signatures import NF4LinearArguments, NF4LinearBackwardArguments
 
 
-def linear_on_cuda(arguments: LinearArguments) -> Tensor:
+def linear_on_cuda(arguments: NF4LinearArguments) -> Tensor:
     """y; what `pyft.ops.nf4` registers for CUDA."""
     x, bias, (num_rows, num_columns) = arguments.x, arguments.bias, arguments.shape
     _check("nf4_linear", "x", x, num_columns)
@@ -33,7 +29,7 @@ def linear_on_cuda(arguments: LinearArguments) -> Tensor:
     return y
 
 
-def linear_backward_on_cuda(arguments: LinearBackwardArguments) -> Tensor:
+def linear_backward_on_cuda(arguments: NF4LinearBackwardArguments) -> Tensor:
     """dX."""
     grad_y, (num_rows, num_columns) = arguments.grad_y, arguments.shape
     _check("nf4_linear_backward", "grad_y", grad_y, num_rows)
