@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from device_waits import Waits
 from tiny_models import pack, random_samples, saved_model
-from waits import Waits
 
 from pyft.config.schema import TrainConfig
 from pyft.model.adapters import attach_adapters, trainable_state
