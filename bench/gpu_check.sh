@@ -28,12 +28,12 @@ part build pip install -q --no-build-isolation --no-deps .
 root=$PWD
 cd /
 part device python3 -m pyft.env
-part tests python3 -m pytest -q -m cuda --rootdir "$root" "$root"/tests/ops/test_cuda_*.py
-small="small_sizes or rms_norm or swiglu or rotary or from_logits or from_hidden_states or equals_float64"
+part tests python3 -m pytest -q -m cuda --rootdir "$root" "$root"/tests/ops
+small="test_equals_float64 or test_equals_plain_torch or test_sizes or test_any_number_of_tokens or test_any_size_of_the_weight"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     part "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
-      python3 -m pytest -q -m "cuda and not slow" -k "$small" --rootdir "$root" "$root"/tests/ops/test_cuda_*.py
+      python3 -m pytest -q -m "cuda and not slow" -k "$small" --rootdir "$root" "$root"/tests/ops
   done
 else
   echo "compute-sanitizer is not here: memcheck and racecheck left out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -127,3 +128,17 @@ def test_without_a_gpu_cuda_is_refused():
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 2 and "--device cuda: torch sees no CUDA device" in done.stderr
+
+
+def test_the_check_of_a_gpu_names_tests_that_there_are():
+    """No machine without a GPU runs it, so that nothing else would show a name that is gone."""
+    script = (BENCH / "gpu_check.sh").read_text(encoding="utf-8")
+    paths = [
+        BENCH.parent / path for path in re.findall(r'"?\$root"?/([\w/.]+)', script) if "results" not in path
+    ]
+    assert len(paths) > 2 and all(path.exists() for path in paths), paths
+    tests = "".join(
+        path.read_text(encoding="utf-8") for path in (BENCH.parent / "tests" / "ops").glob("*.py")
+    )
+    names = re.search(r'^small="(.+)"$', script, re.M)[1].split(" or ")
+    assert [name for name in names if f"def {name}(" not in tests] == []
