@@ -2,7 +2,8 @@
 
 The text under a field documents it, here and in docs/recipe.md. Names are those of transformers'
 TrainingArguments, PEFT and TRL wherever one of them has a name. What depends on the recipe as a whole
-(its name, its other stages) is checked in `load`.
+(its name, its other stages) is checked in `load`. Long because every key of a recipe stands here, beside its
+checks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""linear_cross_entropy against float64 autograd, with every term, for every way of computing."""
+"""linear_cross_entropy against float64 autograd, with every term, for every way of computing.
+
+Long because the operation goes four ways (one pass, two passes, panels, chunks), and each meets every term.
+"""
 
 from __future__ import annotations
 
